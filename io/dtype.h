@@ -1,0 +1,39 @@
+/*
+ * dtype.h: the number formats that base weights are stored in.
+ *
+ * Quantised formats are blocks along a tensor's last axis; layouts are GGML's.
+ */
+#ifndef LORASHARD_IO_DTYPE_H
+#define LORASHARD_IO_DTYPE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+enum dtype {
+  DTYPE_F32,
+  DTYPE_F16,
+  DTYPE_BF16,
+  DTYPE_Q4_0,
+  DTYPE_Q4_1,
+  DTYPE_Q5_0,
+  DTYPE_Q5_1,
+  DTYPE_Q8_0,
+  DTYPE_Q4_K,
+  DTYPE_Q6_K,
+  DTYPE_COUNT,
+};
+
+/* Lower-case name: "f32", "q4_1". */
+const char *dtype_name(enum dtype dtype);
+
+/* Weights in one block (1 for plain formats) and the bytes it takes. */
+int64_t dtype_block(enum dtype dtype);
+size_t dtype_block_bytes(enum dtype dtype);
+
+/* Bytes of n weights; n must be a multiple of dtype_block. */
+size_t dtype_bytes(enum dtype dtype, int64_t n);
+
+/* True for formats of more than one weight a block. */
+static inline int dtype_quantised(enum dtype dtype) { return dtype >= DTYPE_Q4_0; }
+
+#endif
