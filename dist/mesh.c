@@ -1,0 +1,154 @@
+#include "dist/mesh.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "dist/comm_internal.h"
+
+static bool mpi_running;
+
+/* The world size that launchers put into the environment, or 0. */
+static int launcher_size(const char **variable) {
+  static const char *const names[] = {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_SIZE", "MPI_LOCALNRANKS",
+                                      "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"};
+  for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
+    const char *value = getenv(names[i]);
+    if (value && atoi(value) > 0) {
+      *variable = names[i];
+      return atoi(value);
+    }
+  }
+  return 0;
+}
+
+enum status mesh_start(int *world_p, int *rank_p) {
+  const char *variable = "";
+  int expected = launcher_size(&variable);
+  if (expected == 0) {
+    *world_p = 1;
+    *rank_p = 0;
+    return STATUS_OK;
+  }
+  /* Copies through shared memory beat the kernel's process-to-process copy at
+   * our message sizes; the user's own setting wins. */
+  setenv("OMPI_MCA_btl_vader_single_copy_mechanism", "none", 0);
+  int provided = 0;
+  TRY(comm_check(MPI_Init_thread(NULL, NULL, MPI_THREAD_FUNNELED, &provided), "MPI_Init_thread"));
+  mpi_running = true;
+  MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
+  MPI_Comm_size(MPI_COMM_WORLD, world_p);
+  MPI_Comm_rank(MPI_COMM_WORLD, rank_p);
+  if (*world_p != expected && *world_p == 1)
+    return status_set(STATUS_USAGE,
+                      "%s is %d but MPI sees a world of 1: start lorashard through mpirun or srun of the MPI it was "
+                      "built with (or unset %s for a single rank)",
+                      variable, expected, variable);
+  return STATUS_OK;
+}
+
+/* Ranks with equal color form a group, ordered by world rank. */
+static enum status make_group(const char *name, int color, int rank, struct comm **comm_p) {
+  struct comm *comm = calloc(1, sizeof *comm);
+  if (!comm) return status_set(STATUS_SYSTEM, "out of memory for group %s", name);
+  comm->name = name;
+  comm->size = 1;
+  comm->mpi = MPI_COMM_NULL;
+  *comm_p = comm;
+  if (!mpi_running) return STATUS_OK;
+  TRY(comm_check(MPI_Comm_split(MPI_COMM_WORLD, color, rank, &comm->mpi), "MPI_Comm_split"));
+  MPI_Comm_size(comm->mpi, &comm->size);
+  MPI_Comm_rank(comm->mpi, &comm->rank);
+  return STATUS_OK;
+}
+
+static enum status find_node(struct mesh *mesh) {
+  mesh->node_size = 1;
+  mesh->node_rank = 0;
+  if (!mpi_running) return STATUS_OK;
+  MPI_Comm node;
+  TRY(comm_check(MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, mesh->rank, MPI_INFO_NULL, &node),
+                 "MPI_Comm_split_type"));
+  MPI_Comm_size(node, &mesh->node_size);
+  MPI_Comm_rank(node, &mesh->node_rank);
+  return comm_check(MPI_Comm_free(&node), "MPI_Comm_free");
+}
+
+enum status mesh_create(int n_tp, int n_pp, struct mesh **mesh_p) {
+  enum status status = STATUS_OK;
+  struct mesh *mesh = calloc(1, sizeof *mesh);
+  if (!mesh) return status_set(STATUS_SYSTEM, "out of memory for the mesh");
+  mesh->world = 1;
+  if (mpi_running) {
+    MPI_Comm_size(MPI_COMM_WORLD, &mesh->world);
+    MPI_Comm_rank(MPI_COMM_WORLD, &mesh->rank);
+  }
+  if (n_tp < 1 || n_pp < 1 || mesh->world % (n_tp * n_pp) != 0) {
+    status = status_set(STATUS_USAGE, "%d ranks cannot be dealt as tp %d x pp %d: the number of ranks must be a multiple of %d",
+                        mesh->world, n_tp, n_pp, n_tp * n_pp);
+    goto out;
+  }
+  mesh->n_tp = n_tp;
+  mesh->n_pp = n_pp;
+  mesh->n_dp = mesh->world / (n_tp * n_pp);
+  mesh->tp_rank = mesh->rank % n_tp;
+  mesh->dp_rank = mesh->rank / n_tp % mesh->n_dp;
+  mesh->pp_rank = mesh->rank / (n_tp * mesh->n_dp);
+  int rank = mesh->rank;
+  TRY_OUT(make_group("tp", rank / n_tp, rank, &mesh->tp));
+  TRY_OUT(make_group("dp", mesh->pp_rank * n_tp + mesh->tp_rank, rank, &mesh->dp));
+  TRY_OUT(make_group("stage", mesh->pp_rank, rank, &mesh->stage));
+  TRY_OUT(make_group("pp", rank % (n_tp * mesh->n_dp), rank, &mesh->pp));
+  TRY_OUT(make_group("control", 0, rank, &mesh->control));
+  TRY_OUT(find_node(mesh));
+  *mesh_p = mesh;
+  return STATUS_OK;
+out:
+  mesh_destroy(&mesh);
+  return status;
+}
+
+static void free_group(struct comm *comm) {
+  if (comm && comm->mpi != MPI_COMM_NULL) MPI_Comm_free(&comm->mpi);
+  free(comm);
+}
+
+void mesh_destroy(struct mesh **mesh_p) {
+  struct mesh *mesh = *mesh_p;
+  if (!mesh) return;
+  free_group(mesh->tp);
+  free_group(mesh->dp);
+  free_group(mesh->stage);
+  free_group(mesh->pp);
+  free_group(mesh->control);
+  free(mesh);
+  *mesh_p = NULL;
+}
+
+enum status mesh_agree(enum status own, bool *speaker_p) {
+  *speaker_p = own != STATUS_OK;
+  if (!mpi_running) return own;
+  int world, rank;
+  MPI_Comm_size(MPI_COMM_WORLD, &world);
+  MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+  /* A peer's complaint about someone else's failure (STATUS_PEER) is worth less
+   * than the failure itself: causes sort before consequences. */
+  int mine[2] = {own == STATUS_OK ? 2 * world : own == STATUS_PEER ? world + rank : rank, 0};
+  int first = mine[0];
+  TRY(comm_check(MPI_Allreduce(MPI_IN_PLACE, &first, 1, MPI_INT, MPI_MIN, MPI_COMM_WORLD), "MPI_Allreduce"));
+  if (first == 2 * world) return STATUS_OK;
+  *speaker_p = first == mine[0];
+  int code = own;
+  TRY(comm_check(MPI_Bcast(&code, 1, MPI_INT, first % world, MPI_COMM_WORLD), "MPI_Bcast"));
+  return (enum status)code;
+}
+
+void mesh_stop(void) {
+  if (mpi_running) MPI_Finalize();
+  mpi_running = false;
+}
+
+void mesh_abort(int exit_code) {
+  if (mpi_running) MPI_Abort(MPI_COMM_WORLD, exit_code);
+  _exit(exit_code);
+}

@@ -1,0 +1,29 @@
+/*
+ * watchdog.h: a deadline for collectives. A thread looks several times a second
+ * whether the collective that this rank is in has taken too long, and then calls
+ * the given function once, from that thread.
+ */
+#ifndef LORASHARD_DIST_WATCHDOG_H
+#define LORASHARD_DIST_WATCHDOG_H
+
+#include <stdint.h>
+
+#include "io/status.h"
+
+/* Called with one line naming operation, group, step and seconds; it should end
+ * the process, for the collective will not return. */
+typedef void watchdog_expired_func_t(const char *message);
+
+/* Start the thread; seconds > 0. One watchdog a process. STATUS_SYSTEM. */
+enum status watchdog_start(double seconds, watchdog_expired_func_t *expired);
+void watchdog_stop(void);
+
+/* The step shown in the message. */
+void watchdog_set_step(int64_t step);
+
+/* Around a collective, by comm_*.c; free of cost when no watchdog runs. Names
+ * are literals. */
+void watchdog_enter(const char *operation, const char *group);
+void watchdog_leave(void);
+
+#endif

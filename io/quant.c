@@ -1,0 +1,133 @@
+#include "io/quant.h"
+
+#include <math.h>
+#include <string.h>
+
+float bf16_to_f32(uint16_t bits) {
+  uint32_t wide = (uint32_t)bits << 16;
+  float value;
+  memcpy(&value, &wide, sizeof value);
+  return value;
+}
+
+uint16_t f32_to_bf16(float value) {
+  uint32_t bits;
+  memcpy(&bits, &value, sizeof bits);
+  if (isnan(value)) return (uint16_t)((bits >> 16) | 0x40); /* stays a NaN even if its payload was low bits only */
+  bits += 0x7fff + ((bits >> 16) & 1);
+  return (uint16_t)(bits >> 16);
+}
+
+float f16_to_f32(uint16_t bits) {
+  uint32_t sign = (uint32_t)(bits & 0x8000) << 16;
+  uint32_t exponent = (bits >> 10) & 0x1f, mantissa = bits & 0x3ff;
+  uint32_t wide;
+  if (exponent == 0x1f) {
+    wide = sign | 0x7f800000 | mantissa << 13;
+  } else if (exponent) {
+    wide = sign | (exponent + 112) << 23 | mantissa << 13;
+  } else {
+    float value = ldexpf((float)mantissa, -24);
+    return sign ? -value : value;
+  }
+  float value;
+  memcpy(&value, &wide, sizeof value);
+  return value;
+}
+
+uint16_t f32_to_f16(float value) {
+  uint32_t bits;
+  memcpy(&bits, &value, sizeof bits);
+  uint32_t sign = (bits >> 16) & 0x8000, magnitude = bits & 0x7fffffff;
+  if (magnitude > 0x7f800000) return (uint16_t)(sign | 0x7e00 | ((magnitude >> 13) & 0x3ff));
+  if (magnitude >= 0x477ff000) return (uint16_t)(sign | 0x7c00); /* 65520 and above round to infinity */
+  if (magnitude < 0x38800000) {                                  /* below 2^-14: subnormal, a multiple of 2^-24 */
+    float scaled;
+    memcpy(&scaled, &magnitude, sizeof scaled);
+    return (uint16_t)(sign | (uint32_t)lrintf(ldexpf(scaled, 24)));
+  }
+  magnitude += 0xfff + ((magnitude >> 13) & 1);
+  return (uint16_t)(sign | ((magnitude - 0x38000000) >> 13));
+}
+
+static float half_at(const uint8_t *p) { return f16_to_f32((uint16_t)(p[0] | p[1] << 8)); }
+
+/* Nibble j of the 32-weight formats: low halves hold weights 0..15, high halves 16..31. */
+static int nibble(const uint8_t *q, int j) { return j < 16 ? q[j] & 15 : q[j - 16] >> 4; }
+
+static void expand_q4_0(const uint8_t *block, float *dst) {
+  float d = half_at(block);
+  for (int j = 0; j < 32; j++) dst[j] = d * (float)(nibble(block + 2, j) - 8);
+}
+
+static void expand_q4_1(const uint8_t *block, float *dst) {
+  float d = half_at(block), m = half_at(block + 2);
+  for (int j = 0; j < 32; j++) dst[j] = d * (float)nibble(block + 4, j) + m;
+}
+
+/* The five-bit number of weight j: its top bit is bit j of the word `high`. */
+static int five_bits(const uint8_t *high, const uint8_t *q, int j) {
+  return nibble(q, j) | ((high[j / 8] >> (j % 8)) & 1) << 4;
+}
+
+static void expand_q5_0(const uint8_t *block, float *dst) {
+  float d = half_at(block);
+  for (int j = 0; j < 32; j++) dst[j] = d * (float)(five_bits(block + 2, block + 6, j) - 16);
+}
+
+static void expand_q5_1(const uint8_t *block, float *dst) {
+  float d = half_at(block), m = half_at(block + 2);
+  for (int j = 0; j < 32; j++) dst[j] = d * (float)five_bits(block + 4, block + 8, j) + m;
+}
+
+static void expand_q8_0(const uint8_t *block, float *dst) {
+  float d = half_at(block);
+  for (int j = 0; j < 32; j++) dst[j] = d * (float)(int8_t)block[2 + j];
+}
+
+static void expand_q4_k(const uint8_t *block, float *dst) {
+  float d = half_at(block), dmin = half_at(block + 2);
+  const uint8_t *b = block + 4, *q = block + 16;
+  for (int j = 0; j < 8; j++) {
+    int sc = j < 4 ? b[j] & 63 : (b[j + 4] & 15) | (b[j - 4] >> 6) << 4;
+    int m = j < 4 ? b[j + 4] & 63 : (b[j + 4] >> 4) | (b[j] >> 6) << 4;
+    float scale = d * (float)sc, offset = dmin * (float)m;
+    const uint8_t *pair = q + 32 * (j / 2); /* group 2p in the low halves, 2p + 1 in the high ones */
+    for (int k = 0; k < 32; k++) dst[32 * j + k] = scale * (float)(j % 2 ? pair[k] >> 4 : pair[k] & 15) - offset;
+  }
+}
+
+/* Two halves of 128 weights; in each, the four groups of 32 share 64 bytes of
+ * low halves (groups 0 2, 1 3 in one byte) and 32 bytes of two-bit tops. */
+static void expand_q6_k(const uint8_t *block, float *dst) {
+  const uint8_t *low = block, *high = block + 128, *scales = block + 192;
+  float d = half_at(block + 208);
+  for (int i = 0; i < 256; i++) {
+    int half = i / 128, group = i % 128 / 32, k = i % 32;
+    uint8_t byte = low[64 * half + 32 * (group % 2) + k];
+    int q = (group < 2 ? byte & 15 : byte >> 4) | ((high[32 * half + k] >> (2 * group)) & 3) << 4;
+    dst[i] = d * (float)(int8_t)scales[i / 16] * (float)(q - 32);
+  }
+}
+
+typedef void expand_block_func_t(const uint8_t *block, float *dst);
+
+static expand_block_func_t *const expanders[DTYPE_COUNT] = {
+    [DTYPE_Q4_0] = expand_q4_0, [DTYPE_Q4_1] = expand_q4_1, [DTYPE_Q5_0] = expand_q5_0, [DTYPE_Q5_1] = expand_q5_1,
+    [DTYPE_Q8_0] = expand_q8_0, [DTYPE_Q4_K] = expand_q4_k, [DTYPE_Q6_K] = expand_q6_k,
+};
+
+void quant_expand_f32(enum dtype dtype, const void *src, int64_t n, float *dst) {
+  const uint8_t *bytes = src;
+  if (dtype == DTYPE_F32) {
+    memcpy(dst, src, (size_t)n * sizeof *dst);
+  } else if (dtype == DTYPE_F16) {
+    for (int64_t i = 0; i < n; i++) dst[i] = half_at(bytes + 2 * i);
+  } else if (dtype == DTYPE_BF16) {
+    for (int64_t i = 0; i < n; i++) dst[i] = bf16_to_f32((uint16_t)(bytes[2 * i] | bytes[2 * i + 1] << 8));
+  } else {
+    int64_t width = dtype_block(dtype);
+    size_t size = dtype_block_bytes(dtype);
+    for (int64_t i = 0; i < n / width; i++) expanders[dtype](bytes + (size_t)i * size, dst + i * width);
+  }
+}

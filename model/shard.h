@@ -1,0 +1,47 @@
+/*
+ * shard.h: which heads, FFN columns and vocabulary rows each tp rank holds. Pure
+ * functions of the model's facts and the number of ranks.
+ */
+#ifndef LORASHARD_MODEL_SHARD_H
+#define LORASHARD_MODEL_SHARD_H
+
+#include "io/model_facts.h"
+#include "io/status.h"
+#include "model/arch.h"
+
+#define SHARD_MAX_HEADS 1024 /* query heads of one rank */
+
+/* Contiguous part [first, first + n) of an axis. */
+struct span {
+  int64_t first, n;
+};
+
+struct shard {
+  int n_tp, tp_rank;
+  struct span heads;    /* query heads */
+  struct span kv_heads; /* the KV heads that they read */
+  bool kv_replicated;   /* some KV head is held by several ranks */
+  int32_t kv_of_head[SHARD_MAX_HEADS]; /* local query head -> local KV head */
+  struct span ffn;      /* FFN columns */
+  struct span vocab;    /* real rows of the embedding and head; padding is never stored */
+};
+
+/* Deal the model over n_tp ranks and say what rank tp_rank gets. With n_tp <= G
+ * heads go in whole KV groups; beyond that query heads are dealt evenly and KV
+ * heads replicated. FFN columns go in multiples of 32 (fewer for narrow models),
+ * more of them to ranks with fewer heads, so that the work is even. The
+ * vocabulary is cut into equal parts of ceil(V / n_tp); the last may be short.
+ * STATUS_USAGE when there are more ranks than query heads or FFN columns. */
+enum status shard_plan(const struct model_facts *facts, int n_tp, int tp_rank, struct shard *shard);
+
+/* Whole size and this rank's part of a linear's outputs and inputs. */
+struct linear_dims {
+  int64_t out, in;           /* whole */
+  struct span out_t, in_t;   /* this rank's */
+};
+struct linear_dims shard_linear(const struct shard *shard, const struct model_facts *facts, enum module module);
+
+/* Multiplications per token of this rank's linears in one layer, for the balance. */
+int64_t shard_layer_work(const struct shard *shard, const struct model_facts *facts);
+
+#endif
