@@ -48,6 +48,8 @@ struct checkpoint_header {
   uint64_t seed;
   char data_digest[40];
   int64_t extra_skipped_steps;
+  /* Sizes of the base, so that an adapter can be exported without it. */
+  int64_t n_layers, d_model, n_heads, n_kv_heads, head_dim, d_ffn;
 };
 
 struct checkpoint; /* an open adapter.h5, or the adapter.h5 of a step directory */

@@ -13,7 +13,7 @@
 
 #include "io/status.h"
 
-#define CONFIG_MAX_FILES 64
+#define CONFIG_MAX_FILES     64
 #define CONFIG_MAX_OVERRIDES 32
 
 enum lora_init { LORA_INIT_KAIMING, LORA_INIT_GAUSSIAN };
@@ -63,8 +63,8 @@ struct config {
     char *adapter; /* start from this adapter; "" for a fresh one */
   } lora;
   struct {
-    int64_t steps;  /* 0: from epochs */
-    double epochs;  /* used when steps is 0 */
+    int64_t steps;                     /* 0: from epochs */
+    double epochs;                     /* used when steps is 0 */
     int64_t global_batch, micro_batch; /* rows */
     double lr;
     enum schedule_kind schedule;

@@ -43,7 +43,7 @@ enum status gguf_open(const char *path, struct gguf **gguf_p);
 void gguf_close(struct gguf **gguf_p);
 
 const char *gguf_path(const struct gguf *gguf);
-uint64_t gguf_file_size(const struct gguf *gguf);
+int gguf_fd(const struct gguf *gguf); /* open for reading until gguf_close */
 
 /* Number of tensors and the i-th, in file order. */
 int64_t gguf_n_tensors(const struct gguf *gguf);

@@ -77,6 +77,8 @@ static enum status check_key(const struct reader *reader, const struct yaml_node
     return yaml_fault(reader->name, key->line, "a key must be a plain name, not a list or map");
   if (key->plain && strcmp(key->text, "<<") == 0)
     return yaml_fault(reader->name, key->line, "merge keys (<<) are not supported; write the keys out");
+  if (n >= YAML_TREE_MAX_KEYS)
+    return yaml_fault(reader->name, key->line, "more than %d keys in one map", YAML_TREE_MAX_KEYS);
   for (int i = 0; i < n; i++) {
     if (strcmp(map->items[2 * i].text, key->text) != 0) continue;
     if (reader->lines)
@@ -242,7 +244,7 @@ bool yaml_is_number(const struct yaml_node *node) {
 static uint32_t decode(const unsigned char *at, int *length) {
   static const uint32_t marks[] = {0, 0x7f, 0x1f, 0x0f, 0x07};
   int n = at[0] < 0x80 ? 1 : at[0] >= 0xf0 ? 4 : at[0] >= 0xe0 ? 3 : at[0] >= 0xc0 ? 2 : 1;
-  uint32_t code = at[0] & marks[n];
+  uint32_t code = n == 1 ? at[0] : at[0] & marks[n];
   for (int i = 1; i < n; i++) {
     if ((at[i] & 0xc0) != 0x80) {
       n = 1;

@@ -15,6 +15,7 @@
 #define YAML_TREE_MAX_BYTES (256 * 1024)
 #define YAML_TREE_MAX_DEPTH 16
 #define YAML_TREE_MAX_NODES 20000
+#define YAML_TREE_MAX_KEYS  256 /* in one map */
 
 enum yaml_node_kind { YAML_NODE_SCALAR, YAML_NODE_LIST, YAML_NODE_MAP };
 

@@ -44,42 +44,42 @@ class Case:
     save_adapter: bool = False  # keep PEFT's own folder as well
 
 
-def llama_like(hidden=48, heads=4, kv=2, ffn=86, vocab=97, layers=2, **more):
+def llama_like(hidden=32, heads=4, kv=2, ffn=62, vocab=67, layers=2, **more):
     return dict(hidden_size=hidden, num_attention_heads=heads, num_key_value_heads=kv, intermediate_size=ffn,
                 vocab_size=vocab, num_hidden_layers=layers, max_position_embeddings=64) | more
 
 
-NEOX = dict(hidden_size=48, num_attention_heads=3, intermediate_size=100, vocab_size=101, num_hidden_layers=2,
+NEOX = dict(hidden_size=32, num_attention_heads=2, intermediate_size=100, vocab_size=61, num_hidden_layers=2,
             max_position_embeddings=64, rotary_pct=0.25)
-OPT = dict(vocab_size=103, hidden_size=48, ffn_dim=100, num_hidden_layers=2, num_attention_heads=4,
+OPT = dict(vocab_size=71, hidden_size=32, ffn_dim=100, num_hidden_layers=2, num_attention_heads=4,
            max_position_embeddings=64, dropout=0.0)
-GPT2 = dict(vocab_size=211, n_positions=64, n_embd=64, n_layer=2, n_head=4, n_inner=128, resid_pdrop=0.0,
+GPT2 = dict(vocab_size=97, n_positions=64, n_embd=64, n_layer=2, n_head=4, n_inner=100, resid_pdrop=0.0,
             embd_pdrop=0.0, attn_pdrop=0.0)
 
 CASES = {
     "gpt2": Case("gpt2", GPT2),
     "llama": Case("llama", llama_like(
-        hidden=64, ffn=172, vocab=211, rope_parameters=dict(
+        hidden=64, ffn=172, vocab=97, rope_parameters=dict(
             rope_type="llama3", rope_theta=10000.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
-            original_max_position_embeddings=32)), save_adapter=True),
-    "gpt2-seven-heads": Case("gpt2", GPT2 | dict(vocab_size=97, n_embd=56, n_head=7, n_inner=100), dtype="f16"),
-    "gpt2-peft": Case("gpt2", GPT2 | dict(vocab_size=97, n_embd=32, n_inner=None), dtype="f32", peft_fused=True,
+            original_max_position_embeddings=32))),
+    "gpt2-seven-heads": Case("gpt2", GPT2 | dict(vocab_size=71, n_embd=56, n_head=7, n_inner=86), dtype="f16"),
+    "gpt2-peft": Case("gpt2", GPT2 | dict(vocab_size=67, n_embd=32, n_inner=86), dtype="f32", peft_fused=True,
                       targets=("q", "k", "v"), save_adapter=True),
     "opt": Case("opt", OPT, dtype="f16"),
-    "opt-post-norm": Case("opt", OPT | dict(do_layer_norm_before=False, word_embed_proj_dim=24), shards=3),
-    "bloom": Case("bloom", dict(vocab_size=97, hidden_size=48, n_layer=2, n_head=6)),
+    "opt-post-norm": Case("opt", OPT | dict(do_layer_norm_before=False, word_embed_proj_dim=20), shards=3),
+    "bloom": Case("bloom", dict(vocab_size=67, hidden_size=40, n_layer=2, n_head=5)),
     "neox": Case("gpt_neox", NEOX | dict(hidden_act="gelu")),
     "neox-sequential": Case("gpt_neox", NEOX | dict(hidden_act="gelu_fast", use_parallel_residual=False),
-                            dtype="f16", rslora=True),
-    "gptj": Case("gptj", dict(vocab_size=97, n_positions=64, n_embd=48, n_layer=2, n_head=4, n_inner=100,
-                              rotary_dim=8)),
-    "llama-uneven": Case("llama", llama_like(heads=6, kv=3, ffn=100, rms_norm_eps=1e-5), dtype="f16"),
-    "llama-tied-bias": Case("llama", llama_like(hidden=32, tie_word_embeddings=True, attention_bias=True,
-                                                mlp_bias=True), dtype="f32"),
-    "llama-yarn": Case("llama", llama_like(hidden=32, rope_parameters=dict(
+                            dtype="f16", alpha=4, rslora=True),
+    "gptj": Case("gptj", dict(vocab_size=67, n_positions=64, n_embd=32, n_layer=2, n_head=4, n_inner=100,
+                              rotary_dim=4)),
+    "llama-uneven": Case("llama", llama_like(hidden=48, heads=6, vocab=67, kv=3, ffn=86, rms_norm_eps=1e-5), dtype="f16"),
+    "llama-tied-bias": Case("llama", llama_like(tie_word_embeddings=True, attention_bias=True,
+                                                mlp_bias=True), dtype="f16"),
+    "llama-yarn": Case("llama", llama_like(rope_parameters=dict(
         rope_type="yarn", rope_theta=10000.0, factor=4.0, original_max_position_embeddings=16))),
-    "mistral": Case("mistral", llama_like(sliding_window=7, rope_theta=1e6), rslora=True),
-    "qwen2": Case("qwen2", llama_like(hidden=32, layers=3, vocab=101), dtype="f16",
-                  overrides=dict(q=(2, 16), o=(8, 8), down=(3, 5))),
-    "qwen3": Case("qwen3", llama_like(hidden=32, head_dim=16, vocab=103)),
+    "mistral": Case("mistral", llama_like(sliding_window=7, rope_theta=1e6), alpha=4, rslora=True),
+    "qwen2": Case("qwen2", llama_like(layers=3, vocab=61), dtype="f16",
+                  overrides=dict(q=(2, 8), o=(8, 8), down=(3, 5)), save_adapter=True),
+    "qwen3": Case("qwen3", llama_like(head_dim=16, vocab=59)),
 }

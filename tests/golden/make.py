@@ -2,8 +2,8 @@
 """Makes the goldens of this folder and compares lorashard with transformers; see README.md.
 
     make.py [CASE ...]                      (re)make all cases, or these
-    make.py --check-export BASE ADAPTER SCORES
-    make.py --smollm2 FILE.gguf TEXT [--out FILE.json] [--hf DIR]
+    make.py --check-export BASE ADAPTER SCORES.json [--tolerance X]
+    make.py --smollm2 FILE.gguf TEXT ... --out FILE.json [--hf DIR]
 """
 
 import argparse
@@ -23,6 +23,7 @@ import torch  # noqa: E402
 import transformers  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
+import checks  # noqa: E402
 import oracle  # noqa: E402
 from cases import CASES, MODULES, PATHS  # noqa: E402
 
@@ -81,6 +82,9 @@ def make_case(name):
         rslora=case.rslora, modules=rows, loss=loss, losses=losses, grad_norms=norms,
         optimizer=oracle.ADAMW | dict(clip_norm=oracle.CLIP_NORM), single_precision_error=error, peft_keys=keys,
         versions=versions()))
+    for root, _, files in os.walk(folder):
+        for file in files:
+            os.chmod(os.path.join(root, file), 0o644)
     size = sum(os.path.getsize(os.path.join(d, f)) for d, _, files in os.walk(folder) for f in files)
     print(f"{name:18} {size / 1e3:6.0f} kB  logits std {logits.std().item():.2f}  loss {losses[0]:.4f} -> "
           f"{losses[-1]:.4f}  norm {norms[0]:.3f}  f32 error: " +
@@ -104,11 +108,25 @@ def save_adapter(adapted, folder):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", metavar="CASE")
+    parser.add_argument("--check-export", nargs=3, metavar=("BASE", "ADAPTER", "SCORES"))
+    parser.add_argument("--tolerance", type=float, default=1e-4)
+    parser.add_argument("--smollm2", nargs="+", metavar=("GGUF", "TEXT"))
+    parser.add_argument("--out")
+    parser.add_argument("--hf", metavar="DIR")
     args = parser.parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    if args.check_export:
+        checks.check_export(*args.check_export, args.tolerance)
+        return
+    if args.smollm2:
+        if not args.out:
+            parser.error("--smollm2 needs --out")
+        result = checks.score_texts(args.smollm2[0], args.smollm2[1:], args.hf)
+        oracle.write_json(args.out, result | dict(versions=versions()))
+        return
     for name in args.cases or CASES:
         make_case(name)
 
