@@ -197,8 +197,7 @@ enum status base_model_open(const char *path, struct tensor_source **source_p) {
     source->path = strdup(path);
     source->state = calloc(1, sizeof(struct base_model));
   }
-  if (!source || !source->path || !source->state)
-    status = status_set(STATUS_SYSTEM, "%s: no memory to open it", path);
+  if (!source || !source->path || !source->state) status = status_set(STATUS_SYSTEM, "%s: no memory to open it", path);
   if (status == STATUS_OK) status = S_ISDIR(stat_info.st_mode) ? open_hf(source) : open_gguf(source);
   if (status != STATUS_OK) {
     base_model_close(&source);
@@ -281,7 +280,7 @@ static void digest_facts(XXH3_state_t *digest, const struct model_facts *f) {
 }
 
 #define SAMPLE_BYTES 4096
-#define SAMPLES 16
+#define SAMPLES      16
 
 /* Up to SAMPLE_BYTES from the middle row of a tensor. */
 static enum status digest_sample(XXH3_state_t *digest, struct tensor_source *source, const struct tensor_info *info) {
@@ -309,7 +308,8 @@ enum status base_model_fingerprint(struct tensor_source *source, char fingerprin
     char text[160];
     XXH3_128bits_update(digest, info->name, strlen(info->name) + 1);
     int n = snprintf(text, sizeof text, "%s", dtype_name(info->dtype));
-    for (int d = 0; d < info->n_dims; d++) n += snprintf(text + n, sizeof text - (size_t)n, " %" PRId64, info->shape[d]);
+    for (int d = 0; d < info->n_dims; d++)
+      n += snprintf(text + n, sizeof text - (size_t)n, " %" PRId64, info->shape[d]);
     XXH3_128bits_update(digest, text, (size_t)n + 1);
   }
   int64_t samples = source->n_tensors < SAMPLES ? source->n_tensors : SAMPLES;

@@ -36,8 +36,9 @@ enum status file_read_at(int fd, const char *path, uint64_t offset, void *dst, s
   while (n > 0) {
     ssize_t got = pread(fd, at, n < READ_MAX ? n : READ_MAX, (off_t)offset);
     if (got < 0 && errno == EINTR) continue;
-    if (got < 0) return status_set(STATUS_SYSTEM, "%s: reading at byte %llu: %s", path, (unsigned long long)offset,
-                                   strerror(errno));
+    if (got < 0)
+      return status_set(STATUS_SYSTEM, "%s: reading at byte %llu: %s", path, (unsigned long long)offset,
+                        strerror(errno));
     if (got == 0)
       return status_set(STATUS_DATA, "%s: ends at byte %llu, %zu bytes too early; copy or download it again", path,
                         (unsigned long long)offset, n);

@@ -11,7 +11,7 @@
 #include "io/file_read.h"
 
 #define CONFIG_LIMIT ((size_t)4 << 20)
-#define INDEX_LIMIT ((size_t)64 << 20)
+#define INDEX_LIMIT  ((size_t)64 << 20)
 
 static enum status join(const char *folder, const char *name, char path[PATH_MAX]) {
   int n = snprintf(path, PATH_MAX, "%s/%s", folder, name);
@@ -141,8 +141,8 @@ static enum status open_shards(struct hf_folder *folder, const char *path, const
                         name);
     if (json_object_get(file_numbers, file)) continue;
     if (!has(path, file))
-      return status_set(STATUS_DATA, "%s: %.200s is not in the folder (it holds tensor %.200s); download it", index_path,
-                        file, name);
+      return status_set(STATUS_DATA, "%s: %.200s is not in the folder (it holds tensor %.200s); download it",
+                        index_path, file, name);
     char shard[PATH_MAX];
     TRY(join(path, file, shard));
     TRY(add_file(folder, shard));

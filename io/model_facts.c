@@ -93,19 +93,14 @@ static const struct int_key mistral_ints[] = {
     {FACT(sliding_window), "sliding_window", NULL, 4096, true},
     {0},
 };
-#define QWEN_INTS(default_head_dim)                                      \
-  {                                                                      \
-    {FACT(n_vocab), "vocab_size", NULL, 151936},                         \
-    {FACT(max_positions), "max_position_embeddings", NULL, 32768},       \
-    {FACT(d_model), "hidden_size", NULL, 4096},                          \
-    {FACT(n_layers), "num_hidden_layers", NULL, 32},                     \
-    {FACT(n_heads), "num_attention_heads", NULL, 32},                    \
-    {FACT(n_kv_heads), "num_key_value_heads", NULL, 32, true},           \
-    {FACT(head_dim), "head_dim", NULL, default_head_dim, true},          \
-    {FACT(d_ffn), "intermediate_size", NULL, 22016},                     \
-    {FACT(sliding_window), "sliding_window", NULL, 4096, true},          \
-    {FACT(window_first_layer), "max_window_layers", NULL, 28},           \
-    {0},                                                                 \
+#define QWEN_INTS(default_head_dim)                                                                                  \
+  {                                                                                                                  \
+    {FACT(n_vocab), "vocab_size", NULL, 151936}, {FACT(max_positions), "max_position_embeddings", NULL, 32768},      \
+        {FACT(d_model), "hidden_size", NULL, 4096}, {FACT(n_layers), "num_hidden_layers", NULL, 32},                 \
+        {FACT(n_heads), "num_attention_heads", NULL, 32}, {FACT(n_kv_heads), "num_key_value_heads", NULL, 32, true}, \
+        {FACT(head_dim), "head_dim", NULL, default_head_dim, true}, {FACT(d_ffn), "intermediate_size", NULL, 22016}, \
+        {FACT(sliding_window), "sliding_window", NULL, 4096, true},                                                  \
+        {FACT(window_first_layer), "max_window_layers", NULL, 28}, {0},                                              \
   }
 static const struct int_key qwen2_ints[] = QWEN_INTS(0);
 static const struct int_key qwen3_ints[] = QWEN_INTS(128);
@@ -188,8 +183,9 @@ static enum status get_activation(const struct reading *in, const struct family_
     const char *name;
     enum activation activation;
   } known[] = {
-      {"gelu", ACTIVATION_GELU},           {"gelu_new", ACTIVATION_GELU_TANH}, {"gelu_fast", ACTIVATION_GELU_TANH},
-      {"gelu_pytorch_tanh", ACTIVATION_GELU_TANH}, {"relu", ACTIVATION_RELU},  {"silu", ACTIVATION_SILU},
+      {"gelu", ACTIVATION_GELU},           {"gelu_new", ACTIVATION_GELU_TANH},
+      {"gelu_fast", ACTIVATION_GELU_TANH}, {"gelu_pytorch_tanh", ACTIVATION_GELU_TANH},
+      {"relu", ACTIVATION_RELU},           {"silu", ACTIVATION_SILU},
       {"swish", ACTIVATION_SILU},
   };
   const char *name = keys->activation_value;
@@ -231,8 +227,10 @@ static enum status get_scaling(const struct reading *in, const json_t *scaling, 
   for (int i = 0; i < (int)(sizeof names / sizeof names[0]); i++)
     if (strcmp(name, names[i]) == 0) kind = i;
   if (kind < 0)
-    return status_set(STATUS_USAGE, "%s: rotary scaling \"%.40s\" is not supported (default, linear, llama3, yarn, "
-                      "dynamic are)", in->name, name);
+    return status_set(STATUS_USAGE,
+                      "%s: rotary scaling \"%.40s\" is not supported (default, linear, llama3, yarn, "
+                      "dynamic are)",
+                      in->name, name);
   facts->rope_scaling = (enum rope_scaling)kind;
   if (kind == ROPE_PLAIN) return STATUS_OK;
 
@@ -443,10 +441,14 @@ enum status model_facts_check(const char *name, const struct model_facts *facts)
     const char *what;
     int64_t value, max;
   } sizes[] = {
-      {"number of layers", facts->n_layers, 1 << 16}, {"width", facts->d_model, width_max},
-      {"width of the embedding", facts->d_embed, width_max}, {"number of heads", facts->n_heads, 1 << 16},
-      {"number of key/value heads", facts->n_kv_heads, 1 << 16}, {"width of a head", facts->head_dim, 1 << 16},
-      {"width of the feed-forward part", facts->d_ffn, width_max}, {"vocabulary", facts->n_vocab, count_max},
+      {"number of layers", facts->n_layers, 1 << 16},
+      {"width", facts->d_model, width_max},
+      {"width of the embedding", facts->d_embed, width_max},
+      {"number of heads", facts->n_heads, 1 << 16},
+      {"number of key/value heads", facts->n_kv_heads, 1 << 16},
+      {"width of a head", facts->head_dim, 1 << 16},
+      {"width of the feed-forward part", facts->d_ffn, width_max},
+      {"vocabulary", facts->n_vocab, count_max},
       {"number of positions", facts->max_positions, count_max},
   };
   for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++)
@@ -459,8 +461,8 @@ enum status model_facts_check(const char *name, const struct model_facts *facts)
   if (facts->n_heads % facts->n_kv_heads)
     return status_set(STATUS_DATA, "%s: %lld heads are not a multiple of %lld key/value heads", name,
                       (long long)facts->n_heads, (long long)facts->n_kv_heads);
-  double per_layer = (double)facts->d_model * ((double)facts->n_heads * (double)facts->head_dim * 4 +
-                                               (double)facts->d_ffn * 3);
+  double per_layer =
+      (double)facts->d_model * ((double)facts->n_heads * (double)facts->head_dim * 4 + (double)facts->d_ffn * 3);
   if ((double)facts->n_layers * per_layer + 2 * (double)facts->n_vocab * (double)facts->d_model > 1e17)
     return status_set(STATUS_DATA, "%s: its sizes imply more than 10^17 parameters", name);
   if (!(facts->norm_eps > 0 && facts->norm_eps < 1))

@@ -39,10 +39,10 @@ struct model_facts {
   double rope_theta;
   enum rope_scaling rope_scaling;
   double rope_factor, rope_low_freq, rope_high_freq, rope_beta_fast, rope_beta_slow;
-  double rope_attention_factor;                   /* yarn: 0 means 0.1 ln(factor) + 1 */
+  double rope_attention_factor; /* yarn: 0 means 0.1 ln(factor) + 1 */
   int64_t rope_original_positions;
-  bool has_rope_divisors;                         /* GGUF rope_freqs.weight is present: */
-  float rope_divisors[MODEL_FACTS_MAX_ROPE];      /* [rotary_dim / 2]; f_i is divided by it */
+  bool has_rope_divisors;                    /* GGUF rope_freqs.weight is present: */
+  float rope_divisors[MODEL_FACTS_MAX_ROPE]; /* [rotary_dim / 2]; f_i is divided by it */
 
   bool parallel_residual; /* attention and ffn both read the block's input */
   bool shared_norm;       /* parallel, with one norm for both (gptj) */
@@ -51,14 +51,14 @@ struct model_facts {
   bool embed_norm;        /* a norm on the embeddings (bloom) */
   bool qk_norm;           /* RMSNorm over each head of q and k (qwen3) */
   bool bias_qkv, bias_o, bias_ffn;
-  bool bias_norm;  /* LayerNorm has a bias */
-  bool tied_head;  /* the head's weight is the embedding */
+  bool bias_norm; /* LayerNorm has a bias */
+  bool tied_head; /* the head's weight is the embedding */
   bool bias_head;
 
-  double attention_scale;      /* usually 1 / sqrt(head_dim) */
+  double attention_scale;        /* usually 1 / sqrt(head_dim) */
   bool attention_scale_by_layer; /* gpt2 option: divided by layer + 1 */
-  int64_t sliding_window;      /* 0: none; else key j is seen from i iff i - window < j <= i */
-  int64_t window_first_layer;  /* layers below it have no window */
+  int64_t sliding_window;        /* 0: none; else key j is seen from i iff i - window < j <= i */
+  int64_t window_first_layer;    /* layers below it have no window */
 };
 
 #endif

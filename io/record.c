@@ -45,8 +45,8 @@ static enum status get_c_string(const json_t *object, const char *key, int messa
 }
 
 static const char *known_role(const char *role) {
-  static const char *const names[][2] = {{"system", "system"},       {"user", "user"},     {"human", "user"},
-                                         {"assistant", "assistant"}, {"gpt", "assistant"}};
+  static const char *const names[][2] = {
+      {"system", "system"}, {"user", "user"}, {"human", "user"}, {"assistant", "assistant"}, {"gpt", "assistant"}};
   for (size_t i = 0; i < sizeof names / sizeof *names; i++)
     if (strcmp(role, names[i][0]) == 0) return names[i][1];
   return NULL;
@@ -134,8 +134,7 @@ enum status record_parse_json(const char *line, size_t length, enum record_forma
   if (!record->json)
     return status_set(STATUS_DATA, "not valid JSON: byte %d: %s; one object a line", error.position, error.text);
   enum status status = STATUS_OK;
-  if (!json_is_object(record->json))
-    TRY_OUT(status_set(STATUS_DATA, "not a JSON object; one object a line"));
+  if (!json_is_object(record->json)) TRY_OUT(status_set(STATUS_DATA, "not a JSON object; one object a line"));
   TRY_OUT(check_format(record->json, expected, &record->format));
   TRY_OUT(parse_fields(record));
 out:

@@ -159,8 +159,9 @@ static enum status read_header(struct safetensors *file, uint64_t size) {
   if (length > HEADER_MAX) return bad(file, NULL, "header claims more than 100 MB: not a safetensors file");
   if (length > size - sizeof prefix) return bad(file, NULL, "header lies past the end of the file (truncated?)");
   char *text = malloc((size_t)length + 1);
-  if (!text) return status_set(STATUS_SYSTEM, "%s: no memory for a header of %llu bytes", file->path,
-                               (unsigned long long)length);
+  if (!text)
+    return status_set(STATUS_SYSTEM, "%s: no memory for a header of %llu bytes", file->path,
+                      (unsigned long long)length);
   enum status status = file_read_at(file->fd, file->path, sizeof prefix, text, (size_t)length);
   if (status == STATUS_OK) status = parse_header(file, text, (size_t)length);
   if (status == STATUS_OK) status = check_tiling(file, sizeof prefix + length, size - sizeof prefix - length);

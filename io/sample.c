@@ -7,7 +7,7 @@
 #define ALPACA_WITH_INPUT                                                                                       \
   "Below is an instruction that describes a task, paired with an input that provides further context. Write a " \
   "response that appropriately completes the request.\n\n### Instruction:\n"
-#define ALPACA_WITHOUT_INPUT                                                                                        \
+#define ALPACA_WITHOUT_INPUT                                                                                          \
   "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n### " \
   "Instruction:\n"
 #define ALPACA_INPUT    "\n\n### Input:\n"

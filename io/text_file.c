@@ -156,8 +156,7 @@ static enum status read_head(struct text_file *file, bool lines_of_json, uint64_
   if (n >= 2 && (memcmp(head, "\xff\xfe", 2) == 0 || memcmp(head, "\xfe\xff", 2) == 0))
     TRY_OUT(status_set(STATUS_DATA, "%s: is UTF-16; convert it to UTF-8", file->path));
   if (n >= 3 && memcmp(head, "\xef\xbb\xbf", 3) == 0) skip = 3;
-  if (!lines_of_json && file->format == RECORD_AUTO)
-    file->format = detect_text(head + skip, n - skip, n == file->size);
+  if (!lines_of_json && file->format == RECORD_AUTO) file->format = detect_text(head + skip, n - skip, n == file->size);
   *begin_p = skip;
 out:
   free(head);

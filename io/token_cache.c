@@ -95,8 +95,8 @@ enum status token_builder_finish(const struct token_builder *builder, const uint
   size_t size = sizeof(struct header) + ends + words;
   char *image = malloc(size);
   if (!image) return status_set(STATUS_SYSTEM, "no memory for %zu bytes of tokens", size);
-  struct header header = {MAGIC, {key[0], key[1]}, (uint64_t)number, (uint64_t)builder->n_docs,
-                          (uint64_t)builder->n_words, {0, 0}};
+  struct header header = {
+      MAGIC, {key[0], key[1]}, (uint64_t)number, (uint64_t)builder->n_docs, (uint64_t)builder->n_words, {0, 0}};
   if (ends) memcpy(image + sizeof header, builder->doc_ends, ends);
   if (words) memcpy(image + sizeof header + ends, builder->words, words);
   memcpy(image, &header, sizeof header);
@@ -125,8 +125,10 @@ enum status token_cache_make_folder(const char *folder) {
     char kept = *slash;
     *slash = '\0';
     if (mkdir(path, 0777) != 0 && errno != EEXIST)
-      status = status_set(STATUS_SYSTEM, "%s: cannot make the token cache's folder: %s; set data.cache_dir to a "
-                          "writable folder", path, strerror(errno));
+      status = status_set(STATUS_SYSTEM,
+                          "%s: cannot make the token cache's folder: %s; make its parent "
+                          "writable",
+                          path, strerror(errno));
     *slash = kept;
     if (!kept) break;
   }
@@ -138,8 +140,7 @@ static enum status write_all(int fd, const char *path, const char *data, size_t 
   while (n > 0) {
     ssize_t done = write(fd, data, n);
     if (done < 0 && errno == EINTR) continue;
-    if (done < 0)
-      return status_set(STATUS_SYSTEM, "%s: cannot write: %s; make room or set data.cache_dir", path, strerror(errno));
+    if (done < 0) return status_set(STATUS_SYSTEM, "%s: cannot write: %s; make room there", path, strerror(errno));
     data += done;
     n -= (size_t)done;
   }
@@ -154,8 +155,8 @@ enum status token_cache_store(const char *folder, int number, const struct token
   int fd = -1;
   /* Unique also among hosts that share the folder and a process number. */
   if (asprintf(&path, "%s/chunk-%05d.tok", folder, number) < 0) path = NULL;
-  if (!path || asprintf(&temporary, "%s.%ld-%lld%09ld.tmp", path, (long)getpid(), (long long)now.tv_sec,
-                        now.tv_nsec) < 0) {
+  if (!path ||
+      asprintf(&temporary, "%s.%ld-%lld%09ld.tmp", path, (long)getpid(), (long long)now.tv_sec, now.tv_nsec) < 0) {
     temporary = NULL;
     TRY_OUT(status_set(STATUS_SYSTEM, "%s: no memory for a path", folder));
   }

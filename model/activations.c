@@ -114,6 +114,7 @@ enum status activations_create(struct model *model, int64_t max_tokens, bool tra
   struct memory_table *table = &a->memory;
   int64_t L = model->facts.n_layers, D = model->facts.d_model, M = max_tokens;
   int64_t widest = max64(model->shard.ffn.n, model->shard.heads.n * model->facts.head_dim);
+  if (model->facts.d_embed != D) widest = max64(widest, model->facts.d_embed); /* embedding rows on their way in */
   struct layer_saved flow[2];
   memset(flow, 0, sizeof flow);
   memset(a, 0, sizeof *a);

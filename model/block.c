@@ -18,11 +18,15 @@ static enum status norm_again(struct model *m, const struct norm_weights *norm, 
   return m->ops->norm_apply(m->device, m->facts.norm, M, m->facts.d_model, x, norm->w, norm->b, stats, n);
 }
 
-/* Sum a sublayer's output over tp and add what stands beside it: partial -> whole. */
+/* Sum a sublayer's output over tp and add what stands beside it: partial -> whole.
+ * Biases of row-parallel linears are added here, once. */
 static enum status complete(struct model *m, int64_t M, struct tensor_view out, struct tensor_view residual,
-                            const float *bias) {
-  TRY(comm_all_reduce_f32(m->tp, out.data, M * m->facts.d_model, REDUCE_SUM)); /* out: partial -> whole */
-  return m->ops->add(m->device, M, m->facts.d_model, residual, bias, out);    /* whole + whole */
+                            const float *bias, const float *second_bias) {
+  const int64_t D = m->facts.d_model;
+  const struct tensor_view none = {NULL, D, DTYPE_F32};
+  TRY(comm_all_reduce_f32(m->tp, out.data, M * D, REDUCE_SUM)); /* out: partial -> whole */
+  TRY(m->ops->add(m->device, M, D, residual, bias, out));       /* whole + whole */
+  return second_bias ? m->ops->add(m->device, M, D, none, second_bias, out) : STATUS_OK;
 }
 
 static enum status ffn_forward(struct model *m, const struct batch *b, int layer, struct layer_saved *s,
@@ -38,25 +42,16 @@ enum status block_forward(struct model *m, const struct batch *b, int layer, str
                           struct tensor_view out) {
   const struct layer_weights *w = &m->weights.layers[layer];
   struct activations *a = &m->acts;
-  const bool parallel = m->facts.parallel_residual;
+  const bool parallel = m->facts.parallel_residual, post_norm = m->facts.post_norm;
   struct tensor_view x2 = parallel ? s->x1 : s->x2;
 
   TRY(norm_input(m, &w->norm1, b->M, s->x1, s->stats1, a->n));
   TRY(attention_sublayer_forward(m, b, layer, s)); /* n -> s->attn, shard */
   TRY(linear_row_forward(m, b, layer, MODULE_O, s->attn, parallel ? out : x2, false, s->h[MODULE_O])); /* partial */
-  if (!parallel) {
-    TRY(complete(m, b->M, x2, m->facts.post_norm ? a->n : s->x1, w->bias[MODULE_O])); /* x2: whole */
-    TRY(norm_input(m, &w->norm2, b->M, x2, s->stats2, a->n));
-  } else if (!m->facts.shared_norm) {
-    TRY(norm_input(m, &w->norm2, b->M, x2, s->stats2, a->n));
-  }
-  TRY(ffn_forward(m, b, layer, s, out, parallel)); /* partial, on top of attention's partial when parallel */
-  if (parallel && w->bias[MODULE_O])
-    TRY(complete(m, b->M, out, x2, w->bias[MODULE_O])); /* whole */
-  else
-    return complete(m, b->M, out, m->facts.post_norm ? a->n : x2, w->bias[MODULE_DOWN]); /* whole */
-  struct tensor_view none = {NULL, m->facts.d_model, DTYPE_F32};
-  return w->bias[MODULE_DOWN] ? m->ops->add(m->device, b->M, m->facts.d_model, none, w->bias[MODULE_DOWN], out) : STATUS_OK;
+  if (!parallel) TRY(complete(m, b->M, x2, post_norm ? a->n : s->x1, w->bias[MODULE_O], NULL)); /* x2: whole */
+  if (!m->facts.shared_norm) TRY(norm_input(m, &w->norm2, b->M, x2, s->stats2, a->n));
+  TRY(ffn_forward(m, b, layer, s, out, parallel)); /* partial; on top of attention's partial when parallel */
+  return complete(m, b->M, out, post_norm ? a->n : x2, w->bias[MODULE_DOWN], parallel ? w->bias[MODULE_O] : NULL);
 }
 
 /* A shard's gradient in the type that products and kernels take. */
@@ -120,7 +115,7 @@ static enum status norm_output_backward(struct model *m, const struct norm_weigh
   if (!m->facts.post_norm)
     return m->ops->norm_backward(m->device, m->facts.norm, M, D, x, norm->w, stats, dn, a->dx);
   TRY(m->ops->add(m->device, M, D, a->dx, NULL, dn));
-  TRY(m->ops->scale(m->device, M, D, 0.0f, a->dx));
+  TRY(m->ops->zero(m->device, M, D, a->dx));
   return m->ops->norm_backward(m->device, m->facts.norm, M, D, x, norm->w, stats, dn, a->dx);
 }
 

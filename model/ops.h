@@ -155,6 +155,8 @@ struct ops {
   /* x[M, n] (f32) += y (f32 or act) + bias (may be NULL). y.data may be NULL: bias alone. */
   enum status (*add)(struct device *d, int64_t M, int64_t n, struct tensor_view y, const float *bias,
                      struct tensor_view x);
+  /* x[M, n] = 0. */
+  enum status (*zero)(struct device *d, int64_t M, int64_t n, struct tensor_view x);
   /* Copy with conversion: y = x. */
   enum status (*cast)(struct device *d, int64_t M, int64_t n, struct tensor_view x, struct tensor_view y);
   /* y[i] = x[rows[i]] for i < M; and y[rows[i]] = x[i], other rows untouched. */

@@ -20,7 +20,7 @@
  * never calls the other. */
 enum cpu_scratch_use {
   CPU_SCRATCH_WEIGHT,  /* linear.c: expanded tile of W */
-  CPU_SCRATCH_OPERAND, /* linear.c: x or y in the product's type */
+  CPU_SCRATCH_OPERAND, /* gemm_onednn.c: operands and results in another type */
   CPU_SCRATCH_GEMM,    /* gemm_onednn.c: the library's own scratch */
   CPU_SCRATCH_LOWRANK, /* lowrank.c */
   CPU_SCRATCH_WORK,    /* norms, attention, cross-entropy and the other slots */
@@ -101,18 +101,20 @@ void cpu_expand(enum dtype dtype, const void *restrict src, int64_t n, enum dtyp
 
 /* Rows [row, row + n_rows) and columns [column, column + n_columns) of W to
  * dst [n_rows, n_columns], parallel over rows. column and n_columns are
- * multiples of W's block, or n_columns reaches the last column. */
+ * multiples of W's block. */
 void cpu_expand_tile(const struct device *d, const struct weight *W, int64_t row, int64_t n_rows, int64_t column,
                      int64_t n_columns, enum dtype dst_dtype, void *dst);
 
 /* --- gemm_onednn.c ------------------------------------------------------- */
 
-/* c[m, n] = a[m, k] b[k, n], or += with accumulate; f32 sums. a is row-major
- * with distance lda; b likewise, or stored as its transpose [n, k] with
- * b_transposed. a and b have one dtype, f32 or bf16; c is f32 or bf16. */
+/* c[m, n] = a[m, k] b[k, n] + bias[n], or += with accumulate; f32 sums. a is
+ * row-major with distance lda; b likewise, or stored as its transpose [n, k]
+ * with b_transposed. a and b have one dtype, f32 or bf16; c is f32 or bf16.
+ * bias is f32 or NULL. k >= 1. */
 struct cpu_product {
   int64_t m, n, k;
   const void *a, *b;
+  const float *bias;
   void *c;
   int64_t lda, ldb, ldc;
   enum dtype ab_dtype, c_dtype;

@@ -64,12 +64,16 @@ VF_INLINE vf vf_abs(vf x) { return (vf)((vi)x & 0x7fffffff); }
 
 /* Sum and largest of the lanes, always in the same order. */
 VF_INLINE float vf_sum(vf x) {
+#ifdef __AVX512F__
+  return _mm512_reduce_add_ps((__m512)x);
+#else
   float lane[VF_LANES];
   memcpy(lane, &x, sizeof lane);
   for (int width = VF_LANES / 2; width > 0; width /= 2) {
     for (int i = 0; i < width; i++) lane[i] += lane[i + width];
   }
   return lane[0];
+#endif
 }
 VF_INLINE float vf_largest(vf x) {
 #ifdef __AVX512F__
@@ -191,6 +195,21 @@ VF_INLINE vf vf_exp(vf x) {
   p = p * f + 1.0f;
   p = p * f + 1.0f;
   return vf_scale(p, n);
+}
+
+/* log2 of normal positive numbers; absolute error below 1e-7 + 6e-8 |result|. */
+VF_INLINE vf vf_log2(vf x) {
+  vi power = ((vi)x - 0x3f3504f3) >> 23; /* x = m 2^power with m in [sqrt(1/2), sqrt(2)) */
+  vf z = (vf)((vi)x - (power << 23)) - 1.0f;
+  vf p = z * 0.12926428f + -0.20893389f;
+  p = p * z + 0.21521229f;
+  p = p * z + -0.23867567f;
+  p = p * z + 0.2879391f;
+  p = p * z + -0.36071625f;
+  p = p * z + 0.48091027f;
+  p = p * z + -0.7213472f;
+  p = p * z + 1.442695f;
+  return p * z + __builtin_convertvector(power, vf);
 }
 
 /* 1 / (1 + e^-x), accurate in both tails. */

@@ -1,0 +1,68 @@
+#include "lora/param.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum status param_list_add(struct param_list *list, const struct param *param) {
+  if (list->n == list->capacity) {
+    int capacity = list->capacity ? 2 * list->capacity : 64;
+    struct param *items = realloc(list->items, (size_t)capacity * sizeof *items);
+    if (!items) return status_set(STATUS_SYSTEM, "out of memory for the list of parameters");
+    list->items = items;
+    list->capacity = capacity;
+  }
+  struct param *added = &list->items[list->n++];
+  *added = *param;
+  struct param_bucket *bucket = &list->buckets[added->group];
+  added->offset = bucket->n;
+  bucket->n += added->part_rows * added->part_cols;
+  return STATUS_OK;
+}
+
+enum status param_list_allocate(struct param_list *list, struct device *device) {
+  int64_t total = 0;
+  for (int g = 0; g < PARAM_GROUPS; g++) total += list->buckets[g].n;
+  list->memory_bytes = (size_t)total * 4 * sizeof(float);
+  if (total == 0) return STATUS_OK;
+  TRY(device_alloc(device, list->memory_bytes, "adapters, gradients and moments", &list->memory));
+  float *next = list->memory;
+  for (int g = 0; g < PARAM_GROUPS; g++) {
+    struct param_bucket *bucket = &list->buckets[g];
+    bucket->w = next;
+    bucket->g = next + bucket->n;
+    bucket->m = next + 2 * bucket->n;
+    bucket->v = next + 3 * bucket->n;
+    next += 4 * bucket->n;
+  }
+  for (int i = 0; i < list->n; i++) {
+    struct param *p = &list->items[i];
+    struct param_bucket *bucket = &list->buckets[p->group];
+    p->w = bucket->w + p->offset;
+    p->g = bucket->g + p->offset;
+    p->m = bucket->m + p->offset;
+    p->v = bucket->v + p->offset;
+  }
+  return STATUS_OK;
+}
+
+void param_list_free(struct param_list *list, struct device *device) {
+  if (list->memory) device_free(device, list->memory, list->memory_bytes);
+  free(list->items);
+  memset(list, 0, sizeof *list);
+}
+
+int64_t param_list_total(const struct param_list *list) {
+  int64_t total = 0;
+  for (int i = 0; i < list->n; i++) total += list->items[i].rows * list->items[i].cols;
+  return total;
+}
+
+bool param_is_written(const struct param *param, const struct mesh *mesh) {
+  return mesh->dp_rank == 0 && (mesh->tp_rank == 0 || param->group == PARAM_DP) &&
+         param->part_rows * param->part_cols > 0;
+}
+
+void param_list_zero_gradients(struct param_list *list) {
+  for (int g = 0; g < PARAM_GROUPS; g++)
+    if (list->buckets[g].n) memset(list->buckets[g].g, 0, (size_t)list->buckets[g].n * sizeof(float));
+}

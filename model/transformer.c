@@ -1,0 +1,108 @@
+#include "model/transformer.h"
+
+#include <stdlib.h>
+
+#include "model/block.h"
+#include "model/head.h"
+
+/* Token and position embeddings -> x [M, D] f32, whole. */
+static enum status embed(struct model *m, const struct batch *b, struct tensor_view x) {
+  const struct model_facts *f = &m->facts;
+  const struct weights *w = &m->weights;
+  struct activations *a = &m->acts;
+  const int64_t D = f->d_model;
+  struct tensor_view rows = w->project_in.data ? a->embed : x;
+  TRY(m->ops->embedding(m->device, b->M, b->ids, m->shard.vocab.first, &w->embed, rows)); /* partial: other ranks' rows are 0 */
+  TRY(comm_all_reduce_f32(m->tp, rows.data, b->M * f->d_embed, REDUCE_SUM));              /* partial -> whole */
+  if (w->project_in.data) {
+    TRY(m->ops->cast(m->device, b->M, f->d_embed, rows, (struct tensor_view){a->hidden.data, f->d_embed, m->act}));
+    TRY(m->ops->linear_forward(m->device, b->M, (struct tensor_view){a->hidden.data, f->d_embed, m->act},
+                               &w->project_in, NULL, x, false));
+  }
+  if (w->position) TRY(m->ops->add_rows(m->device, b->M, D, b->positions, f->position_offset, w->position, x));
+  if (!w->embed_norm.w) return STATUS_OK;
+  /* x_end is free until the last block: the norm's input moves there */
+  TRY(m->ops->cast(m->device, b->M, D, x, a->x_end));
+  return m->ops->norm_forward(m->device, f->norm, b->M, D, a->x_end, w->embed_norm.w, w->embed_norm.b,
+                              (float)f->norm_eps, x, a->head_stats);
+}
+
+static enum status forward(struct model *m, const struct batch *b, struct layer_saved *layers) {
+  const int64_t L = m->facts.n_layers;
+  if (b->M > m->acts.max_tokens)
+    return status_set(STATUS_USAGE, "a micro-batch of %lld tokens is larger than the %lld prepared for",
+                      (long long)b->M, (long long)m->acts.max_tokens);
+  TRY(embed(m, b, layers[0].x1));
+  for (int layer = 0; layer < L; layer++) {
+    struct tensor_view out = layer + 1 < L ? layers[layer + 1].x1 : m->acts.x_end;
+    TRY(block_forward(m, b, layer, &layers[layer], out));
+  }
+  return STATUS_OK;
+}
+
+enum status transformer_train(struct model *m, const struct batch *b, float g, double *loss_sum) {
+  TRY(forward(m, b, m->acts.layers));
+  TRY(head_loss(m, b, m->first_adapted < m->facts.n_layers, g, loss_sum, NULL));
+  for (int layer = (int)m->facts.n_layers - 1; layer >= m->first_adapted; layer--)
+    TRY(block_backward(m, b, layer, &m->acts.layers[layer]));
+  return STATUS_OK;
+}
+
+enum status transformer_loss(struct model *m, const struct batch *b, double *loss_sum, float *nll) {
+  TRY(forward(m, b, m->acts.flowing));
+  return head_loss(m, b, false, 0, loss_sum, nll);
+}
+
+enum status transformer_logits(struct model *m, const struct batch *b, const int32_t *rows, int64_t n, float *logits) {
+  TRY(forward(m, b, m->acts.flowing));
+  return head_logits(m, rows, n, logits);
+}
+
+enum status kv_cache_create(struct model *m, int64_t capacity, struct kv_cache **cache_p) {
+  const int64_t L = m->facts.n_layers, width = m->shard.kv_heads.n * m->facts.head_dim;
+  struct kv_cache *cache = calloc(1, sizeof *cache);
+  if (!cache) return status_set(STATUS_SYSTEM, "out of memory for the cache of keys and values");
+  cache->capacity = capacity;
+  cache->memory.kind = "keys and values";
+  cache->k = calloc((size_t)L, sizeof *cache->k);
+  cache->v = calloc((size_t)L, sizeof *cache->v);
+  enum status status = cache->k && cache->v ? STATUS_OK : status_set(STATUS_SYSTEM, "out of memory for the cache");
+  size_t bytes = (size_t)(capacity * width) * (m->act == DTYPE_F32 ? 4 : 2);
+  for (int64_t layer = 0; layer < L && status == STATUS_OK; layer++) {
+    cache->k[layer] = cache->v[layer] = (struct tensor_view){NULL, width, m->act};
+    status = memory_add(&cache->memory, "k", bytes, &cache->k[layer].data);
+    if (status == STATUS_OK) status = memory_add(&cache->memory, "v", bytes, &cache->v[layer].data);
+  }
+  if (status == STATUS_OK) status = memory_commit(&cache->memory, m->device);
+  if (status != STATUS_OK)
+    kv_cache_destroy(m, &cache);
+  else
+    *cache_p = cache;
+  return status;
+}
+
+void kv_cache_destroy(struct model *m, struct kv_cache **cache_p) {
+  struct kv_cache *cache = *cache_p;
+  if (!cache) return;
+  memory_release(&cache->memory, m->device);
+  free(cache->k);
+  free(cache->v);
+  free(cache);
+  *cache_p = NULL;
+}
+
+enum status transformer_decode(struct model *m, struct kv_cache *cache, const int32_t *ids, int64_t n, float *logits) {
+  if (cache->length + n > cache->capacity)
+    return status_set(STATUS_USAGE, "the sequence is longer than the %lld tokens prepared for", (long long)cache->capacity);
+  int32_t *positions = malloc((size_t)n * sizeof *positions), last = (int32_t)n - 1;
+  if (!positions) return status_set(STATUS_SYSTEM, "out of memory for %lld positions", (long long)n);
+  for (int64_t i = 0; i < n; i++) positions[i] = (int32_t)(cache->length + i);
+  struct segment segment = {0, (int32_t)n, 0, (int32_t)(cache->length + n)};
+  struct batch batch = {.M = n, .ids = ids, .positions = positions, .segments = &segment, .n_segments = 1};
+  m->cache = cache;
+  enum status status = transformer_logits(m, &batch, &last, 1, logits);
+  m->cache = NULL;
+  cache->length += n;
+  free(positions);
+  return status;
+}

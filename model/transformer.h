@@ -1,0 +1,37 @@
+/*
+ * transformer.h: the whole stack: embedding, blocks, head. Forward, backward and
+ * what generation and scoring need.
+ */
+#ifndef LORASHARD_MODEL_TRANSFORMER_H
+#define LORASHARD_MODEL_TRANSFORMER_H
+
+#include "model/model.h"
+
+/* Forward and backward of one micro-batch: *loss_sum += the negative
+ * log-likelihood summed over its targets (f64); every pair's dA and dB +=
+ * g x d(loss_sum) (partial over tp as docs/architecture.md says). g is
+ * 1 / targets of the whole global batch. Communication over tp: 2 L + 1 (L + 1
+ * parallel) all-reduces of [M, D] forward, at most 2 L backward, and two small
+ * ones per chunk of targets. */
+enum status transformer_train(struct model *model, const struct batch *batch, float g, double *loss_sum);
+
+/* Forward alone: *loss_sum += as above, same bits as in training without
+ * dropout. nll, if not NULL: [M] the negative log-likelihood of each position
+ * that has a label (others untouched). */
+enum status transformer_loss(struct model *model, const struct batch *batch, double *loss_sum, float *nll);
+
+/* Forward alone, logits of the given positions: [n, V] whole on every rank. */
+enum status transformer_logits(struct model *model, const struct batch *batch, const int32_t *rows, int64_t n,
+                               float *logits);
+
+/* A cache for one sequence of up to `capacity` tokens; put into model->cache
+ * while decoding. */
+enum status kv_cache_create(struct model *model, int64_t capacity, struct kv_cache **cache_p);
+void kv_cache_destroy(struct model *model, struct kv_cache **cache_p);
+
+/* Feed n tokens after those in the cache and give the logits [V] after the last
+ * one. n may not be more than the prepared micro-batch. */
+enum status transformer_decode(struct model *model, struct kv_cache *cache, const int32_t *ids, int64_t n,
+                               float *logits);
+
+#endif
