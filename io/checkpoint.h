@@ -11,11 +11,12 @@
 #define LORASHARD_IO_CHECKPOINT_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include "io/status.h"
 
-#define CHECKPOINT_NAME 64
+#define CHECKPOINT_NAME   64
 #define CHECKPOINT_FORMAT 1
 
 /* One named f32 matrix [rows, cols] and the part of it that someone holds. */
@@ -38,7 +39,7 @@ struct checkpoint_module {
 
 /* Root attributes. */
 struct checkpoint_header {
-  char method[16];             /* "lora" */
+  char method[16]; /* "lora" */
   char program_version[32];
   char base_fingerprint[40];
   char base_path[1024];
@@ -65,6 +66,8 @@ void checkpoint_close(struct checkpoint **checkpoint_p);
 const struct checkpoint_header *checkpoint_header(const struct checkpoint *checkpoint);
 const char *checkpoint_config(const struct checkpoint *checkpoint); /* resolved YAML text */
 int checkpoint_modules(const struct checkpoint *checkpoint, const struct checkpoint_module **modules_p);
+/* All arrays (whole sizes; no data), group by group. */
+int checkpoint_arrays(const struct checkpoint *checkpoint, const struct checkpoint_array **arrays_p);
 bool checkpoint_has(const struct checkpoint *checkpoint, const char *group, const char *name);
 
 /* Read the part that `array` describes into array->data. Group, name, rows and

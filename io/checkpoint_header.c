@@ -48,9 +48,15 @@ enum status header_write(hid_t file, const char *path, const struct checkpoint_h
   for (size_t i = 0; i < N_FIELDS; i++) {
     const char *at = (const char *)header + fields[i].offset;
     switch (fields[i].kind) {
-      case KIND_TEXT: TRY(hdf5_put_text(file, path, fields[i].name, at)); break;
-      case KIND_INT: TRY(hdf5_put_int(file, path, fields[i].name, *(const int64_t *)at)); break;
-      case KIND_UINT: TRY(hdf5_put_uint(file, path, fields[i].name, *(const uint64_t *)at)); break;
+      case KIND_TEXT:
+        TRY(hdf5_put_text(file, path, fields[i].name, at));
+        break;
+      case KIND_INT:
+        TRY(hdf5_put_int(file, path, fields[i].name, *(const int64_t *)at));
+        break;
+      case KIND_UINT:
+        TRY(hdf5_put_uint(file, path, fields[i].name, *(const uint64_t *)at));
+        break;
     }
   }
   return STATUS_OK;
@@ -65,12 +71,15 @@ enum status header_read(hid_t file, const char *path, struct checkpoint_header *
   for (size_t i = 0; i < N_FIELDS; i++) {
     char *at = (char *)header + fields[i].offset;
     switch (fields[i].kind) {
-      case KIND_TEXT: TRY(hdf5_get_text(file, path, "root", fields[i].name, at, fields[i].size)); break;
-      case KIND_UINT: TRY(hdf5_get_uint(file, path, "root", fields[i].name, (uint64_t *)at)); break;
+      case KIND_TEXT:
+        TRY(hdf5_get_text(file, path, "root", fields[i].name, at, fields[i].size));
+        break;
+      case KIND_UINT:
+        TRY(hdf5_get_uint(file, path, "root", fields[i].name, (uint64_t *)at));
+        break;
       case KIND_INT:
         TRY(hdf5_get_int(file, path, "root", fields[i].name, (int64_t *)at));
-        if (*(int64_t *)at < 0)
-          return status_set(STATUS_DATA, "%s: attribute %s is negative", path, fields[i].name);
+        if (*(int64_t *)at < 0) return status_set(STATUS_DATA, "%s: attribute %s is negative", path, fields[i].name);
         break;
     }
   }
@@ -118,8 +127,7 @@ enum status config_write(hid_t file, const char *path, const char *text) {
   H5_TRY_OUT(STATUS_SYSTEM, path, list = hdf5_untimed(H5P_DATASET_CREATE));
   H5_TRY_OUT(STATUS_SYSTEM, path, H5Pset_chunk(list, 1, &one));
   H5_TRY_OUT(STATUS_SYSTEM, path, H5Pset_fletcher32(list));
-  H5_TRY_OUT(STATUS_SYSTEM, path,
-             dataset = H5Dcreate2(file, "config", type, space, H5P_DEFAULT, list, H5P_DEFAULT));
+  H5_TRY_OUT(STATUS_SYSTEM, path, dataset = H5Dcreate2(file, "config", type, space, H5P_DEFAULT, list, H5P_DEFAULT));
   H5_TRY_OUT(STATUS_SYSTEM, path, H5Dwrite(dataset, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, text));
   hid_t written = dataset;
   dataset = -1;
@@ -136,8 +144,7 @@ static enum status config_check(hid_t dataset, hid_t type, const char *path, int
   size_t size = H5Tget_size(type);
   if (H5Tget_class(type) != H5T_STRING || H5Tis_variable_str(type) != 0)
     return status_set(STATUS_DATA, "%s: config is not a fixed-length text", path);
-  if (size < 1 || size > CONFIG_LIMIT || (int64_t)size > file_size ||
-      H5Dget_storage_size(dataset) < (hsize_t)size)
+  if (size < 1 || size > CONFIG_LIMIT || (int64_t)size > file_size || H5Dget_storage_size(dataset) < (hsize_t)size)
     return status_set(STATUS_DATA, "%s: config claims %zu bytes that the file does not hold", path, size);
   return STATUS_OK;
 }

@@ -25,12 +25,12 @@ enum status hdf5_fail(enum status code, const char *path, const char *call, cons
 
 /* The border macro: `call` is an HDF5 call that gives a negative value on
  * failure; jumps to `out:`. */
-#define H5_TRY_OUT(code, path, call)                                      \
-  do {                                                                    \
-    if ((call) < 0) {                                                     \
-      status = hdf5_fail((code), (path), #call, __FILE__, __LINE__);      \
-      goto out;                                                           \
-    }                                                                     \
+#define H5_TRY_OUT(code, path, call)                                 \
+  do {                                                               \
+    if ((call) < 0) {                                                \
+      status = hdf5_fail((code), (path), #call, __FILE__, __LINE__); \
+      goto out;                                                      \
+    }                                                                \
   } while (0)
 
 /* Release any id; negative ones are ignored. For clean-up: errors are not
@@ -42,11 +42,21 @@ void hdf5_release(hid_t id);
  * *size_p is the file's size. */
 enum status hdf5_open(const char *path, hid_t *file_p, int64_t *size_p);
 
-/* A file being written under a temporary name. */
+/* A file being written under a temporary name. It must not move while open. */
 struct hdf5_output {
   char path[DURABLE_PATH], temporary[DURABLE_PATH];
   hid_t file;
+  int fd;
+  int error; /* errno of the first failed write or read, 0 = none */
 };
+
+/* hdf5_driver.c: let the files of this access list be written through output's
+ * descriptor, errors going to output->error. */
+herr_t hdf5_use_driver(hid_t access_list, struct hdf5_output *output);
+
+/* STATUS_SYSTEM if a write has failed so far. To be asked after each array, as
+ * HDF5 itself does not see such errors. */
+enum status hdf5_check(const struct hdf5_output *output);
 
 /* Create PATH.tmp. Disk space for data_bytes is reserved where the file system
  * can, so that a full disk shows before anything is written. */
@@ -68,8 +78,7 @@ enum status hdf5_put_text(hid_t object, const char *path, const char *name, cons
 enum status hdf5_get_int(hid_t object, const char *path, const char *where, const char *name, int64_t *value);
 enum status hdf5_get_uint(hid_t object, const char *path, const char *where, const char *name, uint64_t *value);
 enum status hdf5_get_double(hid_t object, const char *path, const char *where, const char *name, double *value);
-enum status hdf5_get_text(hid_t object, const char *path, const char *where, const char *name, char *text,
-                          size_t size);
+enum status hdf5_get_text(hid_t object, const char *path, const char *where, const char *name, char *text, size_t size);
 
 /* The one kind of string type that is written: fixed length with its final zero,
  * UTF-8. */

@@ -9,8 +9,8 @@
 
 #include "io/checkpoint_internal.h"
 
-#define MAX_LINKS (1 << 18)
-#define MAX_DEPTH 8
+#define MAX_LINKS    (1 << 18)
+#define MAX_DEPTH    8
 #define MAX_ELEMENTS (INT64_C(1) << 40)
 
 struct walk {
@@ -64,8 +64,8 @@ enum status dataset_check_storage(hid_t dataset, const char *path, const char *w
     size_t n_values = 0;
     H5Z_filter_t filter = H5Pget_filter2(list, (unsigned)i, &flags, &n_values, NULL, 0, NULL, &configuration);
     if (filter == H5Z_FILTER_FLETCHER32) continue;
-    status = status_set(STATUS_DATA, "%s: %s: filter %d is not supported; remove it with h5repack -f NONE", path,
-                        where, (int)filter);
+    status = status_set(STATUS_DATA, "%s: %s: filter %d is not supported; remove it with h5repack -f NONE", path, where,
+                        (int)filter);
     goto out;
   }
 out:
@@ -103,11 +103,11 @@ static enum status read_extent(hid_t dataset, const char *path, const char *wher
   TRY_OUT(hdf5_get_int(dataset, path, where, "row", &array->row));
   TRY_OUT(hdf5_get_int(dataset, path, where, "col", &array->col));
   bool whole_fits = array->rows > 0 && array->cols > 0 && array->rows <= MAX_ELEMENTS / array->cols;
-  if (!whole_fits || size[0] < 1 || size[1] < 1 || array->row < 0 || array->col < 0 ||
-      size[0] > (hsize_t)array->rows || array->row > array->rows - (int64_t)size[0] ||
-      size[1] > (hsize_t)array->cols || array->col > array->cols - (int64_t)size[1]) {
-    status = status_set(STATUS_DATA, "%s: %s: extent and attributes row, col, rows, cols contradict each other",
-                        path, where);
+  if (!whole_fits || size[0] < 1 || size[1] < 1 || array->row < 0 || array->col < 0 || size[0] > (hsize_t)array->rows ||
+      array->row > array->rows - (int64_t)size[0] || size[1] > (hsize_t)array->cols ||
+      array->col > array->cols - (int64_t)size[1]) {
+    status = status_set(STATUS_DATA, "%s: %s: extent and attributes row, col, rows, cols contradict each other", path,
+                        where);
     goto out;
   }
   array->part_rows = (int64_t)size[0];
@@ -156,7 +156,8 @@ static enum status add_array(struct walk *walk, hid_t group, const char *name, h
 
 static enum status check_name(const struct walk *walk, const char *name) {
   size_t length = strlen(name);
-  bool plain = length > 0 && length == strspn(name, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-");
+  bool plain =
+      length > 0 && length == strspn(name, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-");
   if (!plain || strcmp(name, ".") == 0 || strcmp(name, "..") == 0)
     return status_set(STATUS_DATA, "%s: %s: object name \"%.40s\" is not plain", walk->path,
                       walk->group[0] ? walk->group : "root", name);
@@ -184,8 +185,7 @@ static enum status walk_child_group(struct walk *walk, const char *name, hid_t c
 
 static enum status visit_object(struct walk *walk, hid_t group, const char *name, const H5L_info_t *info) {
   TRY(check_name(walk, name));
-  if (++walk->n_links > MAX_LINKS)
-    return status_set(STATUS_DATA, "%s: more than %d objects", walk->path, MAX_LINKS);
+  if (++walk->n_links > MAX_LINKS) return status_set(STATUS_DATA, "%s: more than %d objects", walk->path, MAX_LINKS);
   if (info->type != H5L_TYPE_HARD)
     return status_set(STATUS_DATA, "%s: %s/%s: %s link is refused", walk->path, walk->group, name,
                       info->type == H5L_TYPE_EXTERNAL ? "an external" : "a soft");

@@ -25,16 +25,16 @@ static enum status make_group(hid_t file, const char *path, const char *group, h
   hid_t list = -1, current = -1;
   snprintf(name, sizeof name, "%s", group);
   H5_TRY_OUT(STATUS_SYSTEM, path, list = hdf5_untimed(H5P_GROUP_CREATE));
-  for (char *slash = name; slash; ) {
+  for (char *slash = name; slash;) {
     slash = strchr(slash + 1, '/');
     if (slash) *slash = 0;
     htri_t exists;
     H5_TRY_OUT(STATUS_SYSTEM, path, exists = H5Lexists(file, name, H5P_DEFAULT));
     hdf5_release(current);
     current = -1;
-    H5_TRY_OUT(STATUS_SYSTEM, path,
-               current = exists ? H5Gopen2(file, name, H5P_DEFAULT)
-                                : H5Gcreate2(file, name, H5P_DEFAULT, list, H5P_DEFAULT));
+    H5_TRY_OUT(
+        STATUS_SYSTEM, path,
+        current = exists ? H5Gopen2(file, name, H5P_DEFAULT) : H5Gcreate2(file, name, H5P_DEFAULT, list, H5P_DEFAULT));
     if (slash) *slash = '/';
   }
   *group_p = current;
@@ -64,7 +64,7 @@ enum status write_skeleton(hid_t file, const char *path, const struct checkpoint
   for (int i = 0; i < n_modules; i++) order[i] = &modules[i];
   qsort(order, (size_t)n_modules, sizeof *order, by_group);
   for (int i = 0; status == STATUS_OK && i < n_modules; i++) {
-    hid_t group;
+    hid_t group = -1;
     status = make_group(file, path, order[i]->group, &group);
     if (status != STATUS_OK) break;
     status = module_write(group, path, order[i]);
@@ -127,8 +127,7 @@ enum status write_array(hid_t file, const char *path, const struct checkpoint_ar
   H5_TRY_OUT(STATUS_SYSTEM, path,
              dataset = H5Dcreate2(file, name, H5T_IEEE_F32LE, space, H5P_DEFAULT, creation, access));
   TRY_OUT(write_extent(dataset, path, array));
-  H5_TRY_OUT(STATUS_SYSTEM, path,
-             H5Dwrite(dataset, H5T_NATIVE_FLOAT, H5S_ALL, H5S_ALL, H5P_DEFAULT, array->data));
+  H5_TRY_OUT(STATUS_SYSTEM, path, H5Dwrite(dataset, H5T_NATIVE_FLOAT, H5S_ALL, H5S_ALL, H5P_DEFAULT, array->data));
   hid_t written = dataset;
   dataset = -1;
   H5_TRY_OUT(STATUS_SYSTEM, path, H5Dclose(written));
@@ -184,12 +183,15 @@ static int used_modules(const struct checkpoint_module *modules, int n_modules,
   return n_used;
 }
 
-static enum status write_contents(hid_t file, const char *path, const struct checkpoint_header *header,
+static enum status write_contents(const struct hdf5_output *output, const struct checkpoint_header *header,
                                   const struct checkpoint_module *modules, int n_modules, const char *config_text,
                                   const struct checkpoint_array *const *order, int n) {
-  TRY(write_skeleton(file, path, header, modules, n_modules));
-  if (config_text) TRY(config_write(file, path, config_text));
-  for (int i = 0; i < n; i++) TRY(write_array(file, path, order[i]));
+  TRY(write_skeleton(output->file, output->temporary, header, modules, n_modules));
+  if (config_text) TRY(config_write(output->file, output->temporary, config_text));
+  for (int i = 0; i < n; i++) {
+    TRY(write_array(output->file, output->temporary, order[i]));
+    TRY(hdf5_check(output));
+  }
   return STATUS_OK;
 }
 
@@ -209,7 +211,7 @@ static enum status write_file(const char *path, const struct checkpoint_header *
   int n_used = used_modules(modules, n_modules, order, n, used);
   struct hdf5_output output;
   TRY_OUT(hdf5_create(path, bytes, &output));
-  status = write_contents(output.file, output.temporary, header, used, n_used, config_text, order, n);
+  status = write_contents(&output, header, used, n_used, config_text, order, n);
   status = hdf5_finish(&output, status);
 out:
   free(order);

@@ -42,8 +42,7 @@ enum status durable_sync_parent(const char *path) {
 
 enum status durable_rename(const char *temporary, const char *path) {
   if (rename(temporary, path) != 0) {
-    enum status status =
-        status_set(STATUS_SYSTEM, "%s: cannot rename %s to it: %s", path, temporary, strerror(errno));
+    enum status status = status_set(STATUS_SYSTEM, "%s: cannot rename %s to it: %s", path, temporary, strerror(errno));
     unlink(temporary);
     return status;
   }

@@ -14,8 +14,7 @@ static enum status put_scalar(hid_t object, const char *path, const char *name, 
   enum status status = STATUS_OK;
   hid_t space = -1, attribute = -1;
   H5_TRY_OUT(STATUS_SYSTEM, path, space = H5Screate(H5S_SCALAR));
-  H5_TRY_OUT(STATUS_SYSTEM, path,
-             attribute = H5Acreate2(object, name, file_type, space, H5P_DEFAULT, H5P_DEFAULT));
+  H5_TRY_OUT(STATUS_SYSTEM, path, attribute = H5Acreate2(object, name, file_type, space, H5P_DEFAULT, H5P_DEFAULT));
   H5_TRY_OUT(STATUS_SYSTEM, path, H5Awrite(attribute, memory_type, value));
   hid_t written = attribute;
   attribute = -1;

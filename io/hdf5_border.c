@@ -110,47 +110,57 @@ out:
 
 /* Allocated blocks beyond the end of the file are used up by the writes that
  * follow: data_bytes never exceeds the final size. */
-static enum status reserve(const char *path, int64_t bytes) {
-  if (bytes <= 0) return STATUS_OK;
-  int fd = open(path, O_WRONLY | O_CLOEXEC);
-  if (fd < 0) return status_set(STATUS_SYSTEM, "%s: cannot open: %s", path, strerror(errno));
-  int failed = fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, bytes);
-  int error = errno;
-  close(fd);
-  if (failed && (error == ENOSPC || error == EDQUOT || error == EFBIG))
-    return status_set(STATUS_SYSTEM, "%s: no room for %lld bytes: %s", path, (long long)bytes, strerror(error));
-  return STATUS_OK; /* other failures: the file system cannot reserve */
+static enum status reserve(const struct hdf5_output *output, int64_t bytes) {
+  if (bytes <= 0 || fallocate(output->fd, FALLOC_FL_KEEP_SIZE, 0, bytes) == 0) return STATUS_OK;
+  if (errno != ENOSPC && errno != EDQUOT && errno != EFBIG) return STATUS_OK; /* this file system cannot reserve */
+  return status_set(STATUS_SYSTEM, "%s: no room for %lld bytes: %s", output->temporary, (long long)bytes,
+                    strerror(errno));
 }
 
 enum status hdf5_create(const char *path, int64_t data_bytes, struct hdf5_output *output) {
   enum status status = STATUS_OK;
-  output->file = -1;
+  hid_t access = -1, creation = -1;
+  *output = (struct hdf5_output){.file = -1, .fd = -1};
   TRY(durable_path(output->path, sizeof output->path, "%s", path));
   TRY(durable_path(output->temporary, sizeof output->temporary, "%s.tmp", path));
-  hid_t access = -1, creation = -1;
+  output->fd = open(output->temporary, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+  if (output->fd < 0) return status_set(STATUS_SYSTEM, "%s: cannot create: %s", output->temporary, strerror(errno));
+  TRY_OUT(reserve(output, data_bytes));
   H5_TRY_OUT(STATUS_SYSTEM, path, access = access_list());
+  H5_TRY_OUT(STATUS_SYSTEM, path, hdf5_use_driver(access, output));
   H5_TRY_OUT(STATUS_SYSTEM, path, creation = hdf5_untimed(H5P_FILE_CREATE));
   H5_TRY_OUT(STATUS_SYSTEM, output->temporary,
              output->file = H5Fcreate(output->temporary, H5F_ACC_TRUNC, creation, access));
-  status = reserve(output->temporary, data_bytes);
-  if (status != STATUS_OK) status = hdf5_finish(output, status);
 out:
   hdf5_release(access);
   hdf5_release(creation);
-  return status;
+  return status == STATUS_OK ? status : hdf5_finish(output, status);
+}
+
+enum status hdf5_check(const struct hdf5_output *output) {
+  if (!output->error) return STATUS_OK;
+  return status_set(STATUS_SYSTEM, "%s: cannot write: %s", output->temporary, strerror(output->error));
+}
+
+static enum status close_file(struct hdf5_output *output, enum status status) {
+  if (status == STATUS_OK && H5Fflush(output->file, H5F_SCOPE_GLOBAL) < 0)
+    status = hdf5_fail(STATUS_SYSTEM, output->temporary, "H5Fflush", __FILE__, __LINE__);
+  if (status == STATUS_OK && H5Fget_obj_count(output->file, H5F_OBJ_ALL | H5F_OBJ_LOCAL) != 1)
+    status = status_set(STATUS_SYSTEM, "%s: HDF5 objects were left open", output->temporary);
+  if (H5Fclose(output->file) < 0 && status == STATUS_OK)
+    status = hdf5_fail(STATUS_SYSTEM, output->temporary, "H5Fclose", __FILE__, __LINE__);
+  H5Eclear2(H5E_DEFAULT);
+  output->file = -1;
+  return status == STATUS_OK ? hdf5_check(output) : status;
 }
 
 enum status hdf5_finish(struct hdf5_output *output, enum status status) {
-  hid_t file = output->file;
-  output->file = -1;
-  if (status == STATUS_OK && H5Fflush(file, H5F_SCOPE_GLOBAL) < 0)
-    status = hdf5_fail(STATUS_SYSTEM, output->temporary, "H5Fflush", __FILE__, __LINE__);
-  if (status == STATUS_OK && H5Fget_obj_count(file, H5F_OBJ_ALL | H5F_OBJ_LOCAL) != 1)
-    status = status_set(STATUS_SYSTEM, "%s: HDF5 objects were left open", output->temporary);
-  if (H5Fclose(file) < 0 && status == STATUS_OK)
-    status = hdf5_fail(STATUS_SYSTEM, output->temporary, "H5Fclose", __FILE__, __LINE__);
-  H5Eclear2(H5E_DEFAULT);
-  if (status == STATUS_OK) status = durable_sync(output->temporary);
+  if (output->file >= 0) status = close_file(output, status);
+  if (status == STATUS_OK && fsync(output->fd) != 0)
+    status = status_set(STATUS_SYSTEM, "%s: cannot flush to disk: %s", output->temporary, strerror(errno));
+  if (close(output->fd) != 0 && status == STATUS_OK)
+    status = status_set(STATUS_SYSTEM, "%s: cannot close: %s", output->temporary, strerror(errno));
+  output->fd = -1;
   if (status != STATUS_OK) {
     unlink(output->temporary);
     return status;

@@ -38,7 +38,6 @@ static enum status copy_lines(FILE *from, FILE *to, int64_t last_step, const cha
   char *line = malloc(MAX_LINE + 2);
   if (!line) return status_set(STATUS_SYSTEM, "%s: no memory to read it", path);
   bool inside = false; /* within a line that is too long for the buffer */
-  *n_cut = 0;
   while (fgets(line, MAX_LINE + 2, from)) {
     size_t length = strlen(line);
     bool whole = !inside && keep_line(line, length, last_step);
@@ -76,7 +75,7 @@ static enum status cut_lines(const char *path, int64_t last_step) {
     fclose(from);
     return failed(temporary, "create");
   }
-  int64_t n_cut;
+  int64_t n_cut = 0;
   enum status status = copy_lines(from, to, last_step, path, &n_cut);
   fclose(from);
   if (fclose(to) != 0 && status == STATUS_OK) status = failed(temporary, "write");

@@ -158,6 +158,8 @@ enum status tokenizer_add_token(struct tokenizer *tokenizer, const char *content
   if (n > MAX_ADDED_LENGTH)
     return status_set(STATUS_DATA, "%s: an added token of %zu bytes is longer than %d", tokenizer->path, n,
                       MAX_ADDED_LENGTH);
+  if (n == 0 || token_vocab_find(&tokenizer->added_vocab, content, n) >= 0) return STATUS_OK;
+  TRY(token_vocab_add(&tokenizer->added_vocab, content, n, 0)); /* the id comes with tokenizer_finish_added */
   if (tokenizer->n_added >= 1 << 24) return status_set(STATUS_DATA, "%s: too many added tokens", tokenizer->path);
   if ((tokenizer->n_added & (tokenizer->n_added - 1)) == 0) {
     size_t capacity = tokenizer->n_added ? 2 * (size_t)tokenizer->n_added : 1;
@@ -179,23 +181,46 @@ enum status tokenizer_add_token(struct tokenizer *tokenizer, const char *content
 /* The library ignores the file's ids: a token of the vocabulary keeps its id,
  * any other takes the next free one. */
 static enum status assign_ids(struct tokenizer *tokenizer) {
-  int64_t n_vocab = (int64_t)tokenizer->vocab.n, next = n_vocab;
+  int64_t next = (int64_t)tokenizer->vocab.n;
   int moved = 0;
   for (int32_t i = 0; i < tokenizer->n_added; i++) {
     struct added_token *token = &tokenizer->added[i];
     int32_t id = token_vocab_find(&tokenizer->vocab, token->content, token->length);
-    if (id < 0) {
-      if (next > INT32_MAX) return status_set(STATUS_DATA, "%s: too many tokens", tokenizer->path);
-      id = (int32_t)next;
-      TRY(token_vocab_add(&tokenizer->vocab, token->content, token->length, id));
-    }
+    if (next > INT32_MAX) return status_set(STATUS_DATA, "%s: too many tokens", tokenizer->path);
+    if (id < 0) id = (int32_t)next;
     if (id >= next) next = (int64_t)id + 1;
+    TRY(token_vocab_add(&tokenizer->added_vocab, token->content, token->length, id));
     moved += token->id != id;
     token->id = id;
   }
   if (moved)
     log_warn("%s: %d added tokens have other ids than the file says, as in the tokenizers library", tokenizer->path,
              moved);
+  return STATUS_OK;
+}
+
+struct order_item {
+  int32_t id, index;
+};
+
+static int by_id(const void *a, const void *b) {
+  const struct order_item *left = a, *right = b;
+  if (left->id != right->id) return left->id < right->id ? -1 : 1;
+  return left->index < right->index ? -1 : 1;
+}
+
+static enum status order_by_id(struct tokenizer *tokenizer) {
+  size_t n = (size_t)tokenizer->n_added;
+  struct order_item *items = malloc((n + 1) * sizeof *items);
+  tokenizer->added_order = malloc((n + 1) * sizeof *tokenizer->added_order);
+  if (!items || !tokenizer->added_order) {
+    free(items);
+    return no_memory();
+  }
+  for (size_t i = 0; i < n; i++) items[i] = (struct order_item){tokenizer->added[i].id, (int32_t)i};
+  qsort(items, n, sizeof *items, by_id);
+  for (size_t i = 0; i < n; i++) tokenizer->added_order[i] = items[i].index;
+  free(items);
   return STATUS_OK;
 }
 
@@ -220,12 +245,21 @@ out:
 
 enum status tokenizer_finish_added(struct tokenizer *tokenizer) {
   TRY(assign_ids(tokenizer));
+  TRY(order_by_id(tokenizer));
   TRY(build_trie(tokenizer, true));
   return build_trie(tokenizer, false);
 }
 
 const struct added_token *tokenizer_added_by_id(const struct tokenizer *tokenizer, int32_t id) {
-  for (int32_t i = 0; i < tokenizer->n_added; i++)
-    if (tokenizer->added[i].id == id) return &tokenizer->added[i];
-  return NULL;
+  int32_t low = 0, high = tokenizer->n_added;
+  while (low < high) {
+    int32_t middle = low + (high - low) / 2;
+    if (tokenizer->added[tokenizer->added_order[middle]].id < id)
+      low = middle + 1;
+    else
+      high = middle;
+  }
+  if (low == tokenizer->n_added) return NULL;
+  const struct added_token *token = &tokenizer->added[tokenizer->added_order[low]];
+  return token->id == id ? token : NULL;
 }

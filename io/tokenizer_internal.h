@@ -151,7 +151,14 @@ struct pretokenizer {
   char replacement[8];          /* METASPACE, zero-terminated */
 };
 
-enum decoder_kind { DECODE_BYTELEVEL, DECODE_REPLACE, DECODE_BYTE_FALLBACK, DECODE_FUSE, DECODE_STRIP, DECODE_METASPACE };
+enum decoder_kind {
+  DECODE_BYTELEVEL,
+  DECODE_REPLACE,
+  DECODE_BYTE_FALLBACK,
+  DECODE_FUSE,
+  DECODE_STRIP,
+  DECODE_METASPACE
+};
 struct decoder {
   enum decoder_kind kind;
   char *pattern, *content; /* REPLACE; STRIP has only content */
@@ -160,21 +167,23 @@ struct decoder {
   enum prepend_scheme scheme; /* METASPACE */
 };
 
-#define TOKENIZER_MAX_STAGES 16
+#define TOKENIZER_MAX_STAGES   16
 #define TOKENIZER_MAX_TEMPLATE 16 /* special tokens a post-processor may add on each side */
-#define TOKENIZER_MAX_ENDS 32
+#define TOKENIZER_MAX_ENDS     32
 
 struct tokenizer {
   char *path; /* for messages */
   struct token_vocab vocab;
   struct merge_table merges;
-  int32_t unk;       /* -1: unknown characters vanish */
-  bool unk_named;    /* an unk_token is named but not in the vocabulary: meeting one is an error */
+  int32_t unk;    /* -1: unknown characters vanish */
+  bool unk_named; /* an unk_token is named but not in the vocabulary: meeting one is an error */
   bool fuse_unk, byte_fallback, ignore_merges;
   int32_t byte_ids[256]; /* of "<0xNN>", -1: not in the vocabulary */
 
   struct added_token *added;
   int32_t n_added;
+  int32_t *added_order;              /* [n_added], indices into added by rising id */
+  struct token_vocab added_vocab;    /* ids of added tokens by content; vocab has the model's alone */
   struct token_trie raw, normalized; /* tokens found before and after normalising */
 
   struct normalizer normalizers[TOKENIZER_MAX_STAGES];
@@ -218,8 +227,8 @@ int byte_of_alphabet(uint32_t cp);
 
 struct bpe_scratch; /* work space of one encode call */
 void bpe_scratch_destroy(struct bpe_scratch **scratch_p);
-enum status bpe_encode_word(const struct tokenizer *tokenizer, const char *word, size_t n,
-                            struct bpe_scratch **scratch, struct token_list *list);
+enum status bpe_encode_word(const struct tokenizer *tokenizer, const char *word, size_t n, struct bpe_scratch **scratch,
+                            struct token_list *list);
 
 /* Cut added tokens out of text[0, n). With skip_special, special ones stay text. */
 enum status tokenizer_cut(const struct tokenizer *tokenizer, const struct token_trie *trie, const char *text, size_t n,

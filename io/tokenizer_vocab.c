@@ -73,8 +73,8 @@ enum status token_vocab_index(struct token_vocab *vocab) {
     if (vocab->entries[i].id >= n_ids) n_ids = (int64_t)vocab->entries[i].id + 1;
   }
   if (n_ids > 2 * (int64_t)vocab->n + ID_SLACK)
-    return status_set(STATUS_DATA, "token id %lld is far beyond the %zu tokens of the vocabulary",
-                      (long long)n_ids - 1, vocab->n);
+    return status_set(STATUS_DATA, "token id %lld is far beyond the %zu tokens of the vocabulary", (long long)n_ids - 1,
+                      vocab->n);
   int32_t *by_id = malloc((size_t)(n_ids ? n_ids : 1) * sizeof *by_id);
   if (!by_id) return no_memory();
   for (int64_t i = 0; i < n_ids; i++) by_id[i] = -1;

@@ -1,5 +1,6 @@
 #include "model/transformer.h"
 
+#include <math.h>
 #include <stdlib.h>
 
 #include "model/block.h"
@@ -56,6 +57,22 @@ enum status transformer_loss(struct model *m, const struct batch *b, double *los
 enum status transformer_logits(struct model *m, const struct batch *b, const int32_t *rows, int64_t n, float *logits) {
   TRY(forward(m, b, m->acts.flowing));
   return head_logits(m, rows, n, logits);
+}
+
+enum status transformer_find_not_finite(struct model *m, const struct batch *b, int *place) {
+  const int L = (int)m->facts.n_layers;
+  struct layer_saved *layers = m->acts.flowing;
+  TRY(embed(m, b, layers[0].x1));
+  int first = L;
+  for (int layer = -1; layer < L; layer++) {
+    struct tensor_view x = layer + 1 < L ? layers[layer + 1].x1 : m->acts.x_end;
+    double sum;
+    if (layer >= 0) TRY(block_forward(m, b, layer, &layers[layer], x));
+    TRY(m->ops->sum_squares(m->device, x.data, b->M * m->facts.d_model, &sum));
+    if (!isfinite(sum) && layer < first) first = layer; /* all ranks go on together */
+  }
+  *place = first;
+  return STATUS_OK;
 }
 
 enum status kv_cache_create(struct model *m, int64_t capacity, struct kv_cache **cache_p) {

@@ -24,6 +24,10 @@ enum status transformer_loss(struct model *model, const struct batch *batch, dou
 enum status transformer_logits(struct model *model, const struct batch *batch, const int32_t *rows, int64_t n,
                                float *logits);
 
+/* The first place whose values are not all finite: -1 the embeddings, 0 .. L - 1
+ * the output of that layer, L none of them. */
+enum status transformer_find_not_finite(struct model *model, const struct batch *batch, int *place);
+
 /* A cache for one sequence of up to `capacity` tokens; put into model->cache
  * while decoding. */
 enum status kv_cache_create(struct model *model, int64_t capacity, struct kv_cache **cache_p);

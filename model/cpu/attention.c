@@ -18,6 +18,7 @@ struct forward_work {
   float *score;           /* [TILE_ROWS, TILE_KEYS] */
   float *sum;             /* [TILE_QUERIES, VF_LANES] partial sums of p */
   float *max, *inverse;   /* [TILE_QUERIES + VF_LANES] running maximum; 1 / sum of p */
+  uint64_t started;       /* bit b: block b of the tile has seen keys */
   struct query_tile tile;
 };
 
@@ -82,7 +83,7 @@ VF_INLINE void soften_block(const struct attention_plan *plan, const struct forw
   }
 }
 
-static void forward_keys(const struct attention_plan *plan, const struct forward_work *work, int32_t k0) {
+static void forward_keys(const struct attention_plan *plan, struct forward_work *work, int32_t k0) {
   const struct attention_args *args = plan->args;
   const struct query_tile *tile = &work->tile;
   int n_keys = tile->key_end - k0 < TILE_KEYS ? tile->key_end - k0 : TILE_KEYS;
@@ -92,8 +93,8 @@ static void forward_keys(const struct attention_plan *plan, const struct forward
   for (int block = 0; block < tile->n_blocks; block++) {
     struct key_span span;
     if (!key_span_find(plan, tile, block, k0, n_keys, &span)) continue;
-    bool first = work->max[block * TILE_ROWS] == -INFINITY;
-    for (int m = 1; m < TILE_ROWS; m++) first = first && work->max[block * TILE_ROWS + m] == -INFINITY;
+    bool first = (work->started >> block & 1) == 0;
+    work->started |= (uint64_t)1 << block;
     int start = span.first_vector * VF_LANES;
     cpu_tile_product(span.n_vectors, args->head_dim, work->q + block * TILE_ROWS * plan->ld, plan->ld,
                      work->keys + start, TILE_KEYS, work->score + start, TILE_KEYS, false);
@@ -135,6 +136,7 @@ static void forward_tile(const struct attention_plan *plan, struct forward_work 
   cpu_attention_tile(plan, s, number - plan->tile_start[s], &plan->units[unit], tile);
   cpu_attention_pack(plan, tile, plan->args->q, plan->args->scale * LOG2_E, work->q);
   int n_rows = tile->n_blocks * TILE_ROWS;
+  work->started = 0;
   for (int r = 0; r < n_rows + VF_LANES; r++) work->max[r] = -INFINITY;
   memset(work->sum, 0, (size_t)(n_rows * VF_LANES) * sizeof *work->sum);
   if (tile->first < 0) memset(work->o, 0, (size_t)(n_rows * plan->ld) * sizeof *work->o);

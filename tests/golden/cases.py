@@ -73,7 +73,8 @@ CASES = {
                             dtype="f16", alpha=4, rslora=True),
     "gptj": Case("gptj", dict(vocab_size=67, n_positions=64, n_embd=32, n_layer=2, n_head=4, n_inner=100,
                               rotary_dim=4)),
-    "llama-uneven": Case("llama", llama_like(hidden=48, heads=6, vocab=67, kv=3, ffn=86, rms_norm_eps=1e-5), dtype="f16"),
+    "llama-uneven": Case("llama", llama_like(
+        hidden=48, heads=6, vocab=67, kv=3, ffn=86, rms_norm_eps=1e-5), dtype="f16"),
     "llama-tied-bias": Case("llama", llama_like(tie_word_embeddings=True, attention_bias=True,
                                                 mlp_bias=True), dtype="f16"),
     "llama-yarn": Case("llama", llama_like(rope_parameters=dict(

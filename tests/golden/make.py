@@ -21,11 +21,11 @@ import warnings  # noqa: E402
 import peft  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
-from safetensors.torch import save_file  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
 
 import checks  # noqa: E402
 import oracle  # noqa: E402
-from cases import CASES, MODULES, PATHS  # noqa: E402
+from cases import CASES, MODULES  # noqa: E402
 
 
 def versions():
@@ -70,7 +70,7 @@ def make_case(name):
             tensors[key] = factor.detach().float().clone()
             tensors["grad." + key] = grads[key].float()
         rows, keys = module_rows(case, adapted), adapted.peft_keys()
-        if case.save_adapter and "fused" not in PATHS[case.family] or case.peft_fused:
+        if case.save_adapter:
             save_adapter(adapted, folder)
         losses, norms = oracle.curve(adapted, ids, labels)
     tensors = {k: v.detach().to(torch.float32).contiguous() for k, v in tensors.items()}
@@ -95,11 +95,11 @@ def save_adapter(adapted, folder):
     """PEFT's own folder, in float32."""
     target = f"{folder}/adapter"
     adapted.model.save_pretrained(target)
-    from safetensors.torch import load_file
     path = f"{target}/adapter_model.safetensors"
     save_file({k: v.to(torch.float32) for k, v in load_file(path).items()}, path, metadata={"format": "pt"})
     os.remove(f"{target}/README.md")
-    config = json.load(open(f"{target}/adapter_config.json"))
+    with open(f"{target}/adapter_config.json") as file:
+        config = json.load(file)
     config["base_model_name_or_path"] = ""
     config["target_modules"] = sorted(config["target_modules"])
     oracle.write_json(f"{target}/adapter_config.json", config)

@@ -71,9 +71,8 @@ def make_base(case_name, case, folder):
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     limit = size + 1 if case.shards == 1 else int(size / case.shards * 1.15)
     model.save_pretrained(folder, max_shard_size=limit)
-    for extra in ("generation_config.json",):
-        if os.path.exists(f"{folder}/{extra}"):
-            os.remove(f"{folder}/{extra}")
+    if os.path.exists(f"{folder}/generation_config.json"):
+        os.remove(f"{folder}/generation_config.json")
 
 
 def load_base(folder, dtype):

@@ -56,7 +56,7 @@ static void a_terminal_line_is_redrawn(void **state) {
   assert_written(
       "\rlorashard: step 1/20000  loss 12.5000  1000 tokens/s  5:33:19 left"
       "\rlorashard: step 2/20000  loss 2.5000  10 tokens/s  5:33:18 left   "
-      "\r                                                                \r"
+      "\r                                                               \r"
       "\rlorashard: step 3/20000  loss 2.5000  10 tokens/s  5:33:17 left\n");
 }
 

@@ -1,0 +1,91 @@
+#include "launch/job.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "io/log.h"
+#include "launch/adapter_plan.h"
+#include "launch/cores.h"
+#include "launch/ranks.h"
+
+enum dtype job_act(const struct config *config) {
+  return config->train.compute == COMPUTE_BF16 ? DTYPE_BF16 : DTYPE_F32;
+}
+
+static enum weight_storage storage(const struct config *config) {
+  switch (config->train.base_dtype) {
+    case BASE_F32: return STORE_F32;
+    case BASE_BF16: return STORE_BF16;
+    default: return STORE_AS_FILE;
+  }
+}
+
+static enum status open_base(struct job *job) {
+  const struct config *config = job->config;
+  if (!config->base || !*config->base) return status_set(STATUS_USAGE, "no base model given: set base (a folder or a .gguf file)");
+  TRY(base_model_open(config->base, &job->source));
+  TRY(base_model_fingerprint(job->source, job->fingerprint));
+  return tokenizer_open(config->base, &job->tokenizer);
+}
+
+/* Layout errors first, before any weight is read. */
+static enum status check_layout(struct job *job) {
+  struct shard shard;
+  if (job->config->parallel.pp != 1)
+    return status_set(STATUS_USAGE, "parallel.pp %" PRId64 ": pipeline stages are not supported by this version", job->config->parallel.pp);
+  for (int t = 0; t < job->mesh->n_tp; t++) TRY(shard_plan(&job->source->facts, job->mesh->n_tp, t, &shard));
+  return STATUS_OK;
+}
+
+static enum status open_model(struct job *job, const struct job_options *options) {
+  struct model_options model_options = {
+      .act = job_act(job->config), .storage = storage(job->config),
+      .n_positions = options->n_positions ? options->n_positions : job->config->data.seq_len,
+  };
+  return model_create(job->device, job->source, job->mesh->tp, &model_options, &job->model);
+}
+
+static enum status open_local(struct job *job, const struct job_options *options) {
+  const char *device = job->config->device && *job->config->device ? job->config->device : "auto";
+  TRY(device_open(device, cores_take_share(job->mesh->node_rank, job->mesh->node_size), &job->device));
+  TRY(open_base(job));
+  TRY(check_layout(job));
+  TRY(open_model(job, options));
+  return adapter_plan_apply(job, options);
+}
+
+enum status job_open(const struct config *config, const struct job_options *options, struct job *job) {
+  memset(job, 0, sizeof *job);
+  job->config = config;
+  TRY(ranks_agree(mesh_create((int)config->parallel.tp, 1, &job->mesh)));
+  return ranks_agree(open_local(job, options));
+}
+
+void job_close(struct job *job) {
+  if (job->device) adapters_destroy(&job->adapters, job->device);
+  model_destroy(&job->model);
+  tokenizer_close(&job->tokenizer);
+  base_model_close(&job->source);
+  device_close(&job->device);
+  mesh_destroy(&job->mesh);
+}
+
+void job_describe(const struct job *job) {
+  char device[256];
+  const struct model_facts *facts = &job->source->facts;
+  const struct mesh *mesh = job->mesh;
+  device_describe(job->device, device, sizeof device);
+  log_info("base      %s: %s, %.1f M parameters, %" PRId64 " layers of width %" PRId64, job->source->path, facts->family,
+           1e-6 * (double)model_base_parameters(facts), facts->n_layers, facts->d_model);
+  log_info("layout    %d rank%s: tp %d x dp %d; rank 0 holds %" PRId64 " of %" PRId64 " heads, %" PRId64 " of %" PRId64
+           " FFN columns, %.1f MB of weights",
+           mesh->world, mesh->world == 1 ? "" : "s", mesh->n_tp, mesh->n_dp, job->model->shard.heads.n, facts->n_heads,
+           job->model->shard.ffn.n, facts->d_ffn, 1e-6 * (double)job->model->weights.memory.total);
+  log_info("device    %s; compute %s", device, dtype_name(job->model->act));
+  int64_t trainable = param_list_total(&job->adapters.params);
+  if (job->adapters.n)
+    log_info("adapters  %d, %" PRId64 " parameters (%.3f %% of the base)", job->adapters.n, trainable,
+             100.0 * (double)trainable / (double)model_base_parameters(facts));
+}

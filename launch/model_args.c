@@ -1,0 +1,22 @@
+#include "launch/model_args.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum status model_args_configure(const struct model_args *args, struct config *config) {
+  TRY(config_init(config));
+  for (int i = 0; i < args->set.n; i++) TRY(config_set(config, args->set.items[i]));
+  if (args->base) {
+    free(config->base);
+    config->base = strdup(args->base);
+    if (!config->base) return status_set(STATUS_SYSTEM, "out of memory");
+  }
+  if (!config->base || !*config->base) return status_set(STATUS_USAGE, "no base model given: --base BASE (a folder or a .gguf file)");
+  return config_check(config, false);
+}
+
+enum status model_args_open(const struct model_args *args, const struct config *config, int64_t n_positions,
+                            struct job *job) {
+  struct job_options options = {.adapter = args->adapter, .any_base = args->any_base, .n_positions = n_positions};
+  return job_open(config, &options, job);
+}

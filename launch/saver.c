@@ -1,0 +1,203 @@
+#include "launch/saver.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "io/checkpoint_writer.h"
+#include "launch/adapter_plan.h"
+#include "launch/ranks.h"
+
+struct saver {
+  const struct job *job;
+  const char *output;
+  int keep_last;
+  bool writes;  /* this rank owns parts */
+  bool pending; /* begun, not yet published */
+  int64_t step;
+  struct checkpoint_writer *writer;
+  struct checkpoint_header header;
+  struct checkpoint_module *modules;
+  struct checkpoint_array *arrays; /* [6 n]: A, A.m, A.v, B, B.m, B.v of what this rank writes */
+  int n_arrays;
+  char *config_text;
+};
+
+static void describe(const struct param *p, const char *suffix, float *data, struct checkpoint_array *array) {
+  snprintf(array->group, sizeof array->group, "%s", p->group_name);
+  snprintf(array->name, sizeof array->name, "%s%s", p->name, suffix);
+  array->rows = p->rows;
+  array->cols = p->cols;
+  array->row = p->row;
+  array->col = p->col;
+  array->part_rows = p->part_rows;
+  array->part_cols = p->part_cols;
+  array->data = data;
+}
+
+/* A parameter and its moments. */
+static void describe_state(const struct param *p, struct checkpoint_array arrays[3]) {
+  describe(p, "", p->w, &arrays[0]);
+  describe(p, ".m", p->m, &arrays[1]);
+  describe(p, ".v", p->v, &arrays[2]);
+}
+
+static void fill_header(const struct job *job, struct checkpoint_header *header) {
+  const struct model_facts *facts = &job->source->facts;
+  strcpy(header->method, "lora");
+  snprintf(header->program_version, sizeof header->program_version, "%s", LORASHARD_VERSION);
+  snprintf(header->base_fingerprint, sizeof header->base_fingerprint, "%s", job->fingerprint);
+  snprintf(header->base_path, sizeof header->base_path, "%s", job->source->path);
+  snprintf(header->base_family, sizeof header->base_family, "%s", facts->family);
+  header->n_layers = facts->n_layers;
+  header->d_model = facts->d_model;
+  header->n_heads = facts->n_heads;
+  header->n_kv_heads = facts->n_kv_heads;
+  header->head_dim = facts->head_dim;
+  header->d_ffn = facts->d_ffn;
+  header->seed = job->config->train.seed;
+}
+
+enum status saver_create(const struct job *job, const char *output, int keep_last, struct saver **saver_p) {
+  enum status status = STATUS_OK;
+  const struct param_list *params = &job->adapters.params;
+  struct saver *saver = calloc(1, sizeof *saver);
+  if (!saver) return status_set(STATUS_SYSTEM, "out of memory for checkpoints");
+  saver->job = job;
+  saver->output = output;
+  saver->keep_last = keep_last;
+  fill_header(job, &saver->header);
+  saver->arrays = calloc((size_t)params->n * 3 + 1, sizeof *saver->arrays);
+  if (!saver->arrays) {
+    status = status_set(STATUS_SYSTEM, "out of memory for checkpoints");
+    goto out;
+  }
+  for (int i = 0; i < params->n; i++) {
+    if (!param_is_written(&params->items[i], job->mesh)) continue;
+    describe_state(&params->items[i], saver->arrays + saver->n_arrays);
+    saver->n_arrays += 3;
+  }
+  saver->writes = job->mesh->dp_rank == 0;
+  TRY_OUT(adapter_plan_modules(job, &saver->modules));
+  TRY_OUT(config_print(job->config, &saver->config_text));
+  if (saver->writes) TRY_OUT(checkpoint_writer_create(&saver->writer));
+  *saver_p = saver;
+  return STATUS_OK;
+out:
+  saver_destroy(&saver);
+  return status;
+}
+
+void saver_destroy(struct saver **saver_p) {
+  struct saver *saver = *saver_p;
+  if (!saver) return;
+  checkpoint_writer_destroy(&saver->writer);
+  free(saver->modules);
+  free(saver->arrays);
+  free(saver->config_text);
+  free(saver);
+  *saver_p = NULL;
+}
+
+static void fill_state(const struct run_state *state, struct checkpoint_header *header) {
+  header->step = state->step;
+  header->epoch = state->samples / state->rows;
+  header->cursor = state->samples % state->rows;
+  header->tokens_seen = state->tokens_seen;
+  header->extra_skipped_steps = state->skipped;
+  snprintf(header->data_digest, sizeof header->data_digest, "%s", state->data_digest);
+}
+
+enum status saver_begin(struct saver *saver, const struct run_state *state) {
+  const struct mesh *mesh = saver->job->mesh;
+  char directory[4096] = "", file[64];
+  enum status status = STATUS_OK;
+  fill_state(state, &saver->header);
+  saver->step = state->step;
+  if (mesh->rank == 0) status = checkpoint_begin(saver->output, state->step, directory, sizeof directory);
+  TRY(ranks_agree(status));
+  TRY(comm_broadcast(mesh->control, directory, sizeof directory, 0));
+  saver->pending = true;
+  if (!saver->writes) return STATUS_OK;
+  snprintf(file, sizeof file, "shard-tp%04d-pp%04d.h5", mesh->tp_rank, mesh->pp_rank);
+  return checkpoint_writer_submit(saver->writer, directory, file, &saver->header, saver->modules,
+                                  saver->job->adapters.n, saver->arrays, saver->n_arrays);
+}
+
+enum status saver_poll(struct saver *saver, bool *busy) {
+  bool done = true;
+  if (saver->pending && saver->writes) TRY(checkpoint_writer_poll(saver->writer, &done));
+  *busy = !done;
+  return STATUS_OK;
+}
+
+bool saver_pending(const struct saver *saver) { return saver->pending; }
+
+enum status saver_wait(struct saver *saver) {
+  return saver->pending && saver->writes ? checkpoint_writer_wait(saver->writer) : STATUS_OK;
+}
+
+enum status saver_publish(struct saver *saver) {
+  saver->pending = false;
+  if (saver->job->mesh->rank != 0) return STATUS_OK;
+  return checkpoint_publish(saver->output, saver->step, &saver->header, saver->modules, saver->job->adapters.n,
+                            saver->config_text, saver->keep_last);
+}
+
+/* --- the way back --- */
+
+static enum status check_modules(const struct job *job, const struct checkpoint *checkpoint, const char *directory) {
+  const struct checkpoint_module *found;
+  int n = checkpoint_modules(checkpoint, &found);
+  if (n != job->adapters.n)
+    return status_set(STATUS_USAGE, "%s holds %d adapters but the configuration asks for %d: resume with the run's own lora.* "
+                      "settings", directory, n, job->adapters.n);
+  for (int i = 0; i < job->adapters.n; i++) {
+    const struct adapter_spec *spec = &job->adapters.specs[i];
+    char name[64];
+    const struct checkpoint_module *match = NULL;
+    adapter_name(spec, name);
+    for (int k = 0; k < n && !match; k++)
+      if (strcmp(found[k].group, name) == 0) match = &found[k];
+    if (!match || match->r != spec->r || match->alpha != spec->alpha || match->rslora != spec->rslora)
+      return status_set(STATUS_USAGE, "%s: adapter %s differs from the configuration's (r, alpha or rslora), or is absent: "
+                        "resume with the run's own lora.* settings", directory, name);
+  }
+  return STATUS_OK;
+}
+
+static enum status check_run(const struct job *job, const struct checkpoint_header *header, const char *directory,
+                             int64_t rows, const char *data_digest) {
+  if (strcmp(header->base_fingerprint, job->fingerprint) != 0)
+    return status_set(STATUS_USAGE, "%s was trained on another base (%s): resume with that base", directory, header->base_path);
+  if (header->seed != job->config->train.seed)
+    return status_set(STATUS_USAGE, "%s was trained with train.seed %" PRIu64 ", not %" PRIu64, directory, header->seed,
+                      job->config->train.seed);
+  if (strcmp(header->data_digest, data_digest) != 0 || header->cursor >= rows)
+    return status_set(STATUS_USAGE, "%s was trained on other data (or another data.seq_len, packing or template): resume with "
+                      "the same, or start a new run from it with lora.adapter", directory);
+  return STATUS_OK;
+}
+
+enum status saver_restore(struct job *job, const char *directory, int64_t rows, const char *data_digest,
+                          struct run_state *state) {
+  enum status status = STATUS_OK;
+  struct checkpoint *checkpoint = NULL;
+  TRY(checkpoint_open(directory, &checkpoint));
+  const struct checkpoint_header *header = checkpoint_header(checkpoint);
+  TRY_OUT(check_run(job, header, directory, rows, data_digest));
+  TRY_OUT(check_modules(job, checkpoint, directory));
+  for (int i = 0; i < job->adapters.params.n; i++) {
+    struct checkpoint_array arrays[3];
+    describe_state(&job->adapters.params.items[i], arrays);
+    for (int k = 0; k < 3; k++) TRY_OUT(checkpoint_read(checkpoint, &arrays[k]));
+  }
+  state->step = header->step;
+  state->samples = header->epoch * rows + header->cursor;
+  state->tokens_seen = header->tokens_seen;
+  state->skipped = header->extra_skipped_steps;
+out:
+  checkpoint_close(&checkpoint);
+  return status;
+}

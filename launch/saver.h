@@ -1,0 +1,48 @@
+/*
+ * saver.h: checkpoints of a training run: snapshot, background write, publish,
+ * and the way back.
+ */
+#ifndef LORASHARD_LAUNCH_SAVER_H
+#define LORASHARD_LAUNCH_SAVER_H
+
+#include "launch/job.h"
+
+struct saver;
+
+/* Where a run stands. */
+struct run_state {
+  int64_t step;        /* optimizer steps done */
+  int64_t samples;     /* samples of the run consumed (launch/batcher.h) */
+  int64_t rows;        /* N of the dataset */
+  int64_t tokens_seen; /* all ranks */
+  int64_t skipped;     /* steps skipped for a gradient that was not finite */
+  char data_digest[40];
+};
+
+enum status saver_create(const struct job *job, const char *output, int keep_last, struct saver **saver_p);
+void saver_destroy(struct saver **saver_p);
+
+/* Begin a checkpoint of the present state: every rank calls it; returns when the
+ * snapshot is taken. At most one is under way: call saver_finish before. */
+enum status saver_begin(struct saver *saver, const struct run_state *state);
+
+/* This rank's part of a checkpoint is still being written. A failed write is this
+ * rank's status. */
+enum status saver_poll(struct saver *saver, bool *busy);
+
+/* True between saver_begin and the publishing. */
+bool saver_pending(const struct saver *saver);
+
+/* Wait for this rank's write. */
+enum status saver_wait(struct saver *saver);
+
+/* All ranks' writes are known to be done: rank 0 publishes. */
+enum status saver_publish(struct saver *saver);
+
+/* Read parameters and moments of a step directory into this rank's parts, and
+ * where the run stood. STATUS_USAGE when the run's adapters, base or data are
+ * others than now. Local to the rank. */
+enum status saver_restore(struct job *job, const char *directory, int64_t rows, const char *data_digest,
+                          struct run_state *state);
+
+#endif

@@ -1,0 +1,248 @@
+#include "launch/train_loop.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "dist/watchdog.h"
+#include "io/log.h"
+#include "io/metrics.h"
+#include "launch/evaluate.h"
+#include "launch/output_dir.h"
+#include "launch/progress.h"
+#include "launch/ranks.h"
+#include "launch/saver.h"
+#include "launch/stop_signal.h"
+#include "launch/train_step.h"
+
+struct run {
+  struct job *job;
+  const struct config *config;
+  struct dataset *data, *eval_data;
+  struct batcher batcher, eval_batcher;
+  struct saver *saver;
+  struct metrics *metrics; /* rank 0 */
+  struct progress progress;
+  struct run_state state;
+  struct train_plan plan;
+};
+
+static double now(void) {
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static bool speaks(const struct run *run) { return run->job->mesh->rank == 0; }
+
+/* --- before the first step --- */
+
+static void report_data(const struct run *run, const char *what, const struct dataset *data) {
+  const struct dataset_counts *counts = dataset_counts(data);
+  if (!speaks(run)) return;
+  log_info("%-9s %" PRId64 " documents, %" PRId64 " tokens, %" PRId64 " targets in %" PRId64 " rows of up to %" PRId64
+           " tokens", what, counts->documents, counts->tokens, counts->targets, counts->rows, run->config->data.seq_len);
+  if (counts->truncated)
+    log_warn("%s: %" PRId64 " samples are longer than data.seq_len %" PRId64 " and were cut at the end", what,
+             counts->truncated, run->config->data.seq_len);
+  if (counts->without_target)
+    log_warn("%s: %" PRId64 " samples have no target left to learn and were skipped", what, counts->without_target);
+}
+
+static enum status open_data(struct run *run) {
+  const struct config *config = run->config;
+  char cache[4096];
+  TRY(ranks_agree((size_t)snprintf(cache, sizeof cache, "%s/cache", config->output) < sizeof cache
+                      ? STATUS_OK
+                      : status_set(STATUS_USAGE, "output: the path is too long")));
+  TRY(evaluate_open_data(run->job, &config->data.train, cache, &run->data));
+  report_data(run, "data", run->data);
+  TRY(ranks_agree(batcher_create(run->data, config->data.seq_len, config->train.micro_batch, true, config->train.seed,
+                                 &run->batcher)));
+  if (config->data.eval.n == 0) return STATUS_OK;
+  TRY(evaluate_open_data(run->job, &config->data.eval, cache, &run->eval_data));
+  report_data(run, "eval data", run->eval_data);
+  return ranks_agree(batcher_create(run->eval_data, config->data.seq_len, config->train.micro_batch, false, 0,
+                                    &run->eval_batcher));
+}
+
+/* The newest whole checkpoint: rank 0 looks, all read their parts. */
+static enum status resume(struct run *run) {
+  struct {
+    char path[4096];
+    int64_t step;
+  } found = {"", -1};
+  enum status status = STATUS_OK;
+  if (speaks(run)) status = checkpoint_find_latest(run->config->output, found.path, sizeof found.path, &found.step);
+  if (status == STATUS_OK && speaks(run) && found.step < 0)
+    status = status_set(STATUS_USAGE, "--resume: %s holds no whole checkpoint to go on from", run->config->output);
+  TRY(ranks_agree(status));
+  TRY(comm_broadcast(run->job->mesh->control, &found, sizeof found, 0));
+  TRY(ranks_agree(saver_restore(run->job, found.path, dataset_rows(run->data), dataset_digest(run->data), &run->state)));
+  log_info("resume    from %s: step %" PRId64 ", epoch %" PRId64 ", %" PRId64 " of %" PRId64 " rows used", found.path,
+           run->state.step, run->state.samples / run->state.rows, run->state.samples % run->state.rows, run->state.rows);
+  return STATUS_OK;
+}
+
+static enum status write_config(const struct run *run) {
+  char path[4096], *text = NULL;
+  TRY(config_print(run->config, &text));
+  snprintf(path, sizeof path, "%s/config.yaml", run->config->output);
+  FILE *file = fopen(path, "w");
+  bool written = file && fputs(text, file) >= 0;
+  if (file && fclose(file) != 0) written = false;
+  free(text);
+  return written ? STATUS_OK : status_set(STATUS_SYSTEM, "cannot write %s", path);
+}
+
+static enum status open_outputs(struct run *run) {
+  char path[4096];
+  if (!speaks(run)) return STATUS_OK;
+  TRY(write_config(run));
+  snprintf(path, sizeof path, "%s/metrics.jsonl", run->config->output);
+  return metrics_open(path, run->state.step, &run->metrics);
+}
+
+static void watchdog_bites(const char *message) {
+  status_set(STATUS_PEER, "%s", message);
+  ranks_fail(STATUS_PEER);
+}
+
+static enum status prepare(struct run *run, const struct train_options *options) {
+  struct job *job = run->job;
+  const struct config *config = run->config;
+  enum status status = STATUS_OK;
+  if (speaks(run)) status = output_dir_prepare(config->output, options->resume, options->overwrite);
+  TRY(ranks_agree(status));
+  TRY(open_data(run));
+  run->state.rows = dataset_rows(run->data);
+  snprintf(run->state.data_digest, sizeof run->state.data_digest, "%s", dataset_digest(run->data));
+  run->plan = train_plan(config, run->state.rows);
+  int64_t tokens = run->batcher.max_tokens;
+  if (run->eval_batcher.max_tokens > tokens) tokens = run->eval_batcher.max_tokens;
+  TRY(ranks_agree(model_prepare(job->model, tokens, true)));
+  if (options->resume) TRY(resume(run));
+  TRY(ranks_agree(saver_create(job, config->output, (int)config->checkpoint.keep_last, &run->saver)));
+  TRY(ranks_agree(open_outputs(run)));
+  if (speaks(run))
+    log_info("memory    %.1f MB of activations, %.1f MB of adapters with gradients and moments",
+             1e-6 * (double)job->model->acts.memory.total, 1e-6 * (double)job->adapters.params.memory_bytes);
+  stop_signal_watch();
+  return ranks_agree(watchdog_start(config->dist.timeout_s, watchdog_bites));
+}
+
+/* --- the loop --- */
+
+/* Publish a checkpoint whose parts are all written. */
+static void publish(struct run *run) { ranks_must(saver_publish(run->saver)); }
+
+static enum status finish_checkpoint(struct run *run) {
+  if (!saver_pending(run->saver)) return STATUS_OK;
+  TRY(ranks_agree(saver_wait(run->saver)));
+  publish(run);
+  return STATUS_OK;
+}
+
+static enum status checkpoint(struct run *run) {
+  TRY(finish_checkpoint(run));
+  return ranks_agree(saver_begin(run->saver, &run->state));
+}
+
+static struct metrics_comm counts_of(const struct comm *comm) {
+  struct comm_counts counts = comm_counts(comm);
+  return (struct metrics_comm){counts.calls, counts.bytes};
+}
+
+static void reset_counts(const struct mesh *mesh) {
+  comm_reset_counts(mesh->tp);
+  comm_reset_counts(mesh->dp);
+  comm_reset_counts(mesh->stage);
+  comm_reset_counts(mesh->pp);
+  comm_reset_counts(mesh->control);
+}
+
+static enum status record(struct run *run, const struct train_result *result, double seconds, struct metrics_step *line) {
+  const struct mesh *mesh = run->job->mesh;
+  struct rusage usage;
+  getrusage(RUSAGE_SELF, &usage);
+  *line = (struct metrics_step){
+      .step = run->state.step, .epoch = (double)run->state.samples / (double)run->state.rows, .loss = result->loss,
+      .grad_norm = result->grad_norm, .lr = result->lr, .tokens = result->tokens,
+      .tokens_per_second = (double)result->tokens / seconds, .step_seconds = seconds,
+      .comm = {.tp = counts_of(mesh->tp), .dp = counts_of(mesh->dp), .stage = counts_of(mesh->stage),
+               .pp = counts_of(mesh->pp), .control = counts_of(mesh->control)},
+      .peak_rss_bytes = (uint64_t)usage.ru_maxrss * 1024,
+  };
+  return STATUS_OK;
+}
+
+static enum status evaluate(struct run *run, struct metrics_step *line) {
+  struct evaluation result;
+  TRY(evaluate_run(run->job, &run->eval_batcher, &result));
+  line->has_eval_loss = true;
+  line->eval_loss = result.loss;
+  if (speaks(run)) progress_clear(&run->progress);
+  log_info("step %" PRId64 "    eval loss %.4f over %" PRId64 " targets", run->state.step, result.loss, result.targets);
+  return STATUS_OK;
+}
+
+static bool due(int64_t every, int64_t step, bool last) { return last || (every > 0 && step % every == 0); }
+
+/* One step and what belongs to it; *stop when it was the last. */
+static enum status advance(struct run *run, bool *stop) {
+  struct train_signals signals = {.stop = stop_signal_came()};
+  struct train_result result;
+  struct metrics_step line;
+  double start = now();
+  watchdog_set_step(run->state.step + 1);
+  reset_counts(run->job->mesh);
+  enum status writing = saver_poll(run->saver, &signals.writing);
+  signals.failed = writing != STATUS_OK;
+  ranks_must(train_step(run->job, &run->batcher, &run->plan, &run->state, &signals, &result));
+  if (signals.failed) return ranks_agree(writing);
+  if (result.not_finite) return ranks_agree(train_explain(run->job, &run->batcher, &run->plan, &run->state, &result));
+  record(run, &result, now() - start, &line);
+  if (saver_pending(run->saver) && !signals.writing) publish(run);
+  bool last = run->state.step >= run->plan.steps;
+  *stop = last || signals.stop;
+  if (speaks(run)) progress_step(&run->progress, now(), run->state.step, result.loss, line.tokens_per_second);
+  if (run->eval_data && due(run->config->eval.every, run->state.step, last)) ranks_must(evaluate(run, &line));
+  if (speaks(run)) ranks_must(metrics_append(run->metrics, &line));
+  if (due(run->config->checkpoint.every, run->state.step, *stop)) TRY(checkpoint(run));
+  if (signals.stop && !last)
+    log_info("stopping at step %" PRId64 " as asked by a signal; go on with: lorashard train CONFIG --resume", run->state.step);
+  return STATUS_OK;
+}
+
+static enum status loop(struct run *run) {
+  bool stop = run->state.step >= run->plan.steps;
+  if (stop) log_info("nothing left to do: step %" PRId64 " of %" PRId64, run->state.step, run->plan.steps);
+  if (speaks(run)) progress_begin(&run->progress, stderr, run->state.step, run->plan.steps, now());
+  enum status status = STATUS_OK;
+  while (!stop && status == STATUS_OK) status = advance(run, &stop);
+  if (speaks(run)) status == STATUS_OK ? progress_end(&run->progress) : progress_clear(&run->progress);
+  TRY(status);
+  return finish_checkpoint(run);
+}
+
+enum status train_run(struct job *job, const struct train_options *options) {
+  struct run run = {.job = job, .config = job->config};
+  enum status status = prepare(&run, options);
+  if (status == STATUS_OK) status = loop(&run);
+  if (status == STATUS_OK)
+    log_info("saved     %s/step-%06" PRId64 " (gather it with: lorashard gather %s/step-%06" PRId64 " -o adapter.h5)",
+             job->config->output, run.state.step, job->config->output, run.state.step);
+  watchdog_stop();
+  saver_destroy(&run.saver);
+  metrics_close(&run.metrics);
+  batcher_destroy(&run.batcher);
+  batcher_destroy(&run.eval_batcher);
+  dataset_close(&run.data);
+  dataset_close(&run.eval_data);
+  return status;
+}

@@ -1,0 +1,129 @@
+#include "launch/train_step.h"
+
+#include <inttypes.h>
+#include <math.h>
+
+#include "io/log.h"
+#include "lora/adamw.h"
+#include "lora/gradient.h"
+#include "lora/schedule.h"
+
+struct train_plan train_plan(const struct config *config, int64_t rows) {
+  int64_t batch = config->train.global_batch;
+  if (config->train.steps > 0) return (struct train_plan){config->train.steps, INT64_MAX};
+  int64_t samples = (int64_t)llround(config->train.epochs * (double)rows);
+  if (samples < 1) samples = 1;
+  return (struct train_plan){(samples + batch - 1) / batch, samples};
+}
+
+static enum schedule schedule_of(const struct config *config) {
+  switch (config->train.schedule) {
+    case SCHEDULE_COSINE: return LR_COSINE;
+    case SCHEDULE_CONSTANT: return LR_CONSTANT;
+    default: return LR_LINEAR;
+  }
+}
+
+/* This rank's micro-batches of the global batch, through `each`. */
+typedef enum status micro_batch_func_t(struct job *job, struct batch *batch, void *context);
+static enum status for_micro_batches(struct job *job, struct batcher *batcher, const struct run_state *state,
+                                     int64_t samples, micro_batch_func_t *each, void *context) {
+  int64_t first, count;
+  batcher_deal(samples, job->mesh->n_dp, job->mesh->dp_rank, &first, &count);
+  for (int64_t i = 0; i < count; i += batcher->micro_batch) {
+    int64_t n = count - i < batcher->micro_batch ? count - i : batcher->micro_batch;
+    struct batch batch;
+    batcher_fill(batcher, state->samples + first + i, n, first + i, &batch);
+    batch.step = state->step;
+    TRY(each(job, &batch, context));
+  }
+  return STATUS_OK;
+}
+
+struct train_micro {
+  float g;
+  double loss;
+};
+static enum status train_micro(struct job *job, struct batch *batch, void *context) {
+  struct train_micro *micro = context;
+  batch->training = true;
+  return transformer_train(job->model, batch, micro->g, &micro->loss);
+}
+
+/* Sums over all ranks in one small message. */
+static enum status exchange(const struct mesh *mesh, double *loss, double *square, struct train_signals *signals) {
+  double sums[5] = {mesh->tp_rank == 0 ? *loss : 0, *square, signals->stop, signals->writing, signals->failed};
+  TRY(comm_all_reduce_f64(mesh->control, sums, 5, REDUCE_SUM));
+  *loss = sums[0];
+  *square = sums[1];
+  signals->stop = sums[2] > 0;
+  signals->writing = sums[3] > 0;
+  signals->failed = sums[4] > 0;
+  return STATUS_OK;
+}
+
+static enum status update(struct job *job, const struct run_state *state, struct train_result *result) {
+  const struct config *config = job->config;
+  struct adamw_settings settings = {result->lr, config->train.betas[0], config->train.betas[1], config->train.eps,
+                                    config->train.weight_decay};
+  double factor = gradient_clip_factor(result->grad_norm, config->train.clip_norm);
+  return adamw_update(job->device, &job->adapters.params, &settings, factor, state->step - state->skipped + 1);
+}
+
+enum status train_step(struct job *job, struct batcher *batcher, const struct train_plan *plan, struct run_state *state,
+                       struct train_signals *signals, struct train_result *result) {
+  const struct config *config = job->config;
+  double square;
+  *result = (struct train_result){.samples = config->train.global_batch};
+  if (result->samples > plan->samples - state->samples) result->samples = plan->samples - state->samples;
+  batcher_count(batcher, state->samples, result->samples, &result->targets, &result->tokens);
+  result->lr = schedule_lr(schedule_of(config), config->train.lr, state->step, config->train.warmup_steps, plan->steps);
+  param_list_zero_gradients(&job->adapters.params);
+  struct train_micro micro = {.g = 1.0f / (float)result->targets};
+  TRY(for_micro_batches(job, batcher, state, result->samples, train_micro, &micro));
+  TRY(gradient_reduce(&job->adapters.params, job->mesh));
+  TRY(gradient_square_share(job->device, &job->adapters.params, job->mesh, &square));
+  TRY(exchange(job->mesh, &micro.loss, &square, signals));
+  result->loss = micro.loss / (double)result->targets;
+  result->grad_norm = sqrt(square);
+  bool finite = isfinite(result->loss) && isfinite(square);
+  result->skipped = !finite && config->train.skip_nan;
+  result->not_finite = !finite && !result->skipped;
+  if (signals->failed || result->not_finite) return STATUS_OK;
+  if (result->skipped) {
+    state->skipped++;
+    log_warn("step %" PRId64 ": the loss or gradient is not finite; skipped (%" PRId64 " so far)", state->step + 1, state->skipped);
+  } else {
+    TRY(update(job, state, result));
+  }
+  state->step++;
+  state->samples += result->samples;
+  state->tokens_seen += result->tokens;
+  return STATUS_OK;
+}
+
+static enum status explain_micro(struct job *job, struct batch *batch, void *context) {
+  double *first = context;
+  int place;
+  TRY(transformer_find_not_finite(job->model, batch, &place));
+  if (place < *first) *first = place;
+  return STATUS_OK;
+}
+
+enum status train_explain(struct job *job, struct batcher *batcher, const struct train_plan *plan,
+                          const struct run_state *state, const struct train_result *result) {
+  (void)plan;
+  const int L = (int)job->source->facts.n_layers;
+  double first = L + 1;
+  TRY(for_micro_batches(job, batcher, state, result->samples, explain_micro, &first));
+  TRY(comm_all_reduce_f64(job->mesh->control, &first, 1, REDUCE_MIN));
+  const char *advice = "lower train.lr, check the data, or set train.skip_nan: true";
+  if (first < 0)
+    return status_set(STATUS_DATA, "step %" PRId64 ": loss is not finite (%g); the embeddings already are not: the base's weights are damaged",
+                      state->step + 1, result->loss);
+  if (first < L)
+    return status_set(STATUS_DATA, "step %" PRId64 ": loss %g, gradient norm %g: not finite; the first values that are not appear in "
+                      "layer %d: %s", state->step + 1, result->loss, result->grad_norm, (int)first, advice);
+  return status_set(STATUS_DATA, "step %" PRId64 ": loss %g, gradient norm %g: not finite; all layers' outputs are, so it arose in the "
+                    "head or in backward: %s", state->step + 1, result->loss, result->grad_norm, advice);
+}
