@@ -33,7 +33,7 @@ static bool keep_line(const char *line, size_t length, int64_t last_step) {
   return keep;
 }
 
-/* Copy the lines to be kept; *n_cut counts the others. */
+/* Copy the lines to be kept; the number of others is added to *n_cut. */
 static enum status copy_lines(FILE *from, FILE *to, int64_t last_step, const char *path, int64_t *n_cut) {
   char *line = malloc(MAX_LINE + 2);
   if (!line) return status_set(STATUS_SYSTEM, "%s: no memory to read it", path);

@@ -21,11 +21,18 @@ _Static_assert(sizeof(struct header) == 64, "the payload stays aligned");
 
 #define HASHED offsetof(struct header, digest)
 
-static void digest_image(const unsigned char *image, size_t size, uint64_t digest[2]) {
-  XXH128_hash_t head = XXH3_128bits(image, HASHED);
-  XXH128_hash_t all = XXH3_128bits_withSeed(image + sizeof(struct header), size - sizeof(struct header), head.low64);
-  digest[0] = all.low64 ^ head.high64;
-  digest[1] = all.high64;
+/* False without memory for the hash's state. */
+static bool digest_image(const void *image, size_t size, uint64_t digest[2]) {
+  XXH3_state_t *hash = XXH3_createState();
+  if (!hash) return false;
+  XXH3_128bits_reset(hash);
+  XXH3_128bits_update(hash, image, HASHED);
+  XXH3_128bits_update(hash, (const char *)image + sizeof(struct header), size - sizeof(struct header));
+  XXH128_hash_t value = XXH3_128bits_digest(hash);
+  XXH3_freeState(hash);
+  digest[0] = value.low64;
+  digest[1] = value.high64;
+  return true;
 }
 
 bool token_chunk_parse(const void *image, size_t size, const uint64_t key[2], int number, struct token_chunk *chunk) {
@@ -38,11 +45,12 @@ bool token_chunk_parse(const void *image, size_t size, const uint64_t key[2], in
   if (header.n_docs > payload / 8 || header.n_words > payload / 4) return false;
   if (header.n_docs * 8 + header.n_words * 4 != payload) return false;
   uint64_t digest[2];
-  digest_image(image, size, digest);
+  if (!digest_image(image, size, digest)) return false;
   if (digest[0] != header.digest[0] || digest[1] != header.digest[1]) return false;
   const uint64_t *ends = (const uint64_t *)((const char *)image + sizeof header);
   for (uint64_t i = 0; i < header.n_docs; i++)
     if (ends[i] > header.n_words || (i > 0 && ends[i] < ends[i - 1])) return false;
+  if (header.n_docs > 0 && ends[header.n_docs - 1] != header.n_words) return false;
   chunk->n_docs = (int64_t)header.n_docs;
   chunk->n_words = (int64_t)header.n_words;
   chunk->doc_ends = ends;
@@ -100,7 +108,10 @@ enum status token_builder_finish(const struct token_builder *builder, const uint
   if (ends) memcpy(image + sizeof header, builder->doc_ends, ends);
   if (words) memcpy(image + sizeof header + ends, builder->words, words);
   memcpy(image, &header, sizeof header);
-  digest_image((const unsigned char *)image, size, header.digest);
+  if (!digest_image(image, size, header.digest)) {
+    free(image);
+    return status_set(STATUS_SYSTEM, "no memory for a digest");
+  }
   memcpy(image, &header, sizeof header);
   *chunk = (struct token_chunk){.n_docs = builder->n_docs, .n_words = builder->n_words, .image = image, .size = size};
   chunk->doc_ends = (const uint64_t *)(image + sizeof header);

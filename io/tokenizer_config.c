@@ -76,26 +76,15 @@ static void read_generation(struct tokenizer *tokenizer, const json_t *config, b
   if (tokenizer->pad < 0 && valid_id(tokenizer, pad)) tokenizer->pad = (int32_t)json_integer_value(pad);
 }
 
-/* Make `ids` hold `id` at its front or back, or not at all. */
-static void want(int32_t *ids, int *n, int32_t id, bool wanted, bool front) {
-  int kept = 0;
-  for (int i = 0; i < *n; i++)
-    if (ids[i] != id) ids[kept++] = ids[i];
-  *n = kept;
-  if (!wanted || kept == TOKENIZER_MAX_TEMPLATE) return;
-  if (front) memmove(ids + 1, ids, (size_t)kept * sizeof *ids);
-  ids[front ? 0 : kept] = id;
-  ++*n;
-}
-
-/* add_bos_token and add_eos_token, where written, replace what the
- * post-processor says, as transformers does. */
+/* add_bos_token and add_eos_token, where either is written, replace the
+ * post-processor: so does transformers 5. */
 static void read_additions(struct tokenizer *tokenizer, const json_t *config) {
   const json_t *bos = json_object_get(config, "add_bos_token"), *eos = json_object_get(config, "add_eos_token");
-  if (json_is_boolean(bos) && tokenizer->bos >= 0)
-    want(tokenizer->prefix, &tokenizer->n_prefix, tokenizer->bos, json_is_true(bos), true);
-  if (json_is_boolean(eos) && tokenizer->eos >= 0)
-    want(tokenizer->suffix, &tokenizer->n_suffix, tokenizer->eos, json_is_true(eos), false);
+  if (!json_is_boolean(bos) && !json_is_boolean(eos)) return;
+  tokenizer->n_prefix = json_is_true(bos) && tokenizer->bos >= 0;
+  tokenizer->n_suffix = json_is_true(eos) && tokenizer->eos >= 0;
+  tokenizer->prefix[0] = tokenizer->bos;
+  tokenizer->suffix[0] = tokenizer->eos;
 }
 
 static enum status keep_template(struct tokenizer *tokenizer, const char *text, size_t n) {

@@ -22,16 +22,14 @@ VF_INLINE struct curve curve_at(enum activation kind, vf x) {
     vf density, below = vf_normal(x, &density);
     return (struct curve){x * below, below + x * density};
   }
-  if (kind == ACTIVATION_GELU_TANH) {
-    vf square = x * x;
-    vf gate = vf_sigmoid(GELU_SLOPE * x * (1.0f + GELU_CUBIC * square));
-    vf inner = GELU_SLOPE * (1.0f + 3 * GELU_CUBIC * square);
-    /* gate (1 - gate) is 0 long before the polynomial overflows */
-    vf outer = vf_min(vf_abs(x), vf_set(64)) * vf_min(inner, vf_set(1e6f)) * gate * (1.0f - gate);
-    return (struct curve){x * gate, gate + vf_select(x < 0.0f, -outer, outer)};
-  }
-  vf gate = vf_sigmoid(x);
-  return (struct curve){x * gate, gate + x * gate * (1.0f - gate)};
+  /* x sigmoid(u), where u' is the derivative of u; written with e^-|u|, which cannot overflow */
+  bool tanh_form = kind == ACTIVATION_GELU_TANH;
+  vf square = x * x;
+  vf u = tanh_form ? GELU_SLOPE * x * (1.0f + GELU_CUBIC * square) : x;
+  vf u_slope = tanh_form ? GELU_SLOPE * (1.0f + 3 * GELU_CUBIC * square) : vf_set(1);
+  vf small = vf_exp(-vf_abs(u)), large_part = 1.0f / (1.0f + small), small_part = small * large_part;
+  vf gate = vf_select(u < 0.0f, small_part, large_part);
+  return (struct curve){x * gate, gate + x * u_slope * (small_part * large_part)};
 }
 
 VF_INLINE void forward_row(enum activation kind, enum dtype dtype, int64_t n, const void *gate, const void *up,

@@ -128,16 +128,18 @@ static void project_rows(const struct projection *p, int64_t row) {
   int64_t n_rows = at_most(LOWRANK_ROWS, p->M - row);
   if (n_rows < LOWRANK_ROWS) memset(x, 0, sizeof x);
   memset(sums, 0, (size_t)(LOWRANK_ROWS * lowrank_pad(p->r, 16)) * sizeof(float));
+  bool direct = p->x.dtype == DTYPE_F32 && !p->dropout && n_rows == LOWRANK_ROWS;
   for (int64_t first = 0; first < p->K; first += LOWRANK_CHUNK) {
     int64_t n = at_most(LOWRANK_CHUNK, p->K - first);
-    for (int64_t i = 0; i < n_rows; i++) {
+    for (int64_t i = 0; i < n_rows && !direct; i++) {
       float *to = x + i * LOWRANK_STRIDE;
       cpu_load(p->x.dtype, cpu_at(p->x, row + i, first), n, to);
       if (!p->dropout) continue;
       mask_row(p->dropout, p->dropout->row_ids[row + i], p->dropout->feature + first, n, mask);
       apply_mask(mask, keep_scale(p->dropout), n, to);
     }
-    lowrank_project(x, first, n, p->packed, p->K, p->r, sums);
+    lowrank_project(direct ? cpu_at(p->x, row, first) : x, direct ? p->x.ld : LOWRANK_STRIDE, first, n, p->packed, p->K,
+                    p->r, sums);
   }
   for (int64_t j = 0; j < p->columns; j++) {
     int64_t panel = 0;
@@ -171,24 +173,44 @@ static void transpose(const struct device *d, const float *B, int64_t N, int64_t
   }
 }
 
-/* y rows [row, row + n_rows) += mask scale (c G), masked or not. */
-static void spread_rows(struct tensor_view y, int64_t row, int64_t n_rows, int64_t N, const float *c, int64_t ldc,
-                        int64_t r, const float *G, const uint8_t *mask, float mask_scale) {
+struct spreading {
+  struct tensor_view y; /* [M, N] */
+  int64_t M, N, r;
+  const float *c; /* [M, r], distance ldc */
+  int64_t ldc;
+  float scale;
+  const float *G;      /* [r, N] */
+  const uint8_t *mask; /* [M, N] or NULL; only dx, which is f32, is masked */
+  float mask_scale;
+};
+
+/* y += mask (scale c G) for the block of rows that starts at `row`. */
+static void spread_rows(const struct spreading *s, int64_t row) {
+  float c[LOWRANK_SPREAD_ROWS * LOWRANK_MAX_R];
+  int64_t n_rows = at_most(LOWRANK_SPREAD_ROWS, s->M - row), N = s->N;
+  for (int64_t j = 0; j < s->r; j++) {
+    for (int64_t i = 0; i < n_rows; i++) c[LOWRANK_SPREAD_ROWS * j + i] = s->scale * s->c[(row + i) * s->ldc + j];
+  }
   for (int64_t first = 0; first < N; first += LOWRANK_SPREAD) {
     int64_t n = at_most(LOWRANK_SPREAD, N - first);
-    struct tensor_view to = {cpu_at(y, row, first), y.ld, y.dtype};
-    if (!mask) {
-      lowrank_spread(n_rows, to, n, c, ldc, r, G + first, N);
+    struct tensor_view to = {cpu_at(s->y, row, first), s->y.ld, s->y.dtype};
+    if (!s->mask) {
+      lowrank_spread(n_rows, to, n, c, s->r, s->G + first, N);
       continue;
     }
-    float product[4 * LOWRANK_SPREAD] = {0}; /* only dx, which is f32, is masked */
-    lowrank_spread(n_rows, (struct tensor_view){product, LOWRANK_SPREAD, DTYPE_F32}, n, c, ldc, r, G + first, N);
+    float product[LOWRANK_SPREAD_ROWS * LOWRANK_SPREAD] = {0};
+    lowrank_spread(n_rows, (struct tensor_view){product, LOWRANK_SPREAD, DTYPE_F32}, n, c, s->r, s->G + first, N);
     for (int64_t i = 0; i < n_rows; i++) {
       float *from = product + i * LOWRANK_SPREAD, *at = cpu_at(to, i, 0);
-      apply_mask(mask + (row + i) * N + first, mask_scale, n, from);
+      apply_mask(s->mask + (row + i) * N + first, s->mask_scale, n, from);
       for (int64_t k = 0; k < n; k++) at[k] += from[k];
     }
   }
+}
+
+static void spread(const struct device *d, const struct spreading *s) {
+#pragma omp parallel for schedule(static) num_threads(d->n_threads) if (s->M > LOWRANK_SPREAD_ROWS)
+  for (int64_t row = 0; row < s->M; row += LOWRANK_SPREAD_ROWS) spread_rows(s, row);
 }
 
 enum status cpu_lowrank_forward(struct device *d, int64_t M, struct tensor_view x, const struct lowrank *pair, float *h,
@@ -210,13 +232,8 @@ enum status cpu_lowrank_forward(struct device *d, int64_t M, struct tensor_view 
                          .out = h,
                          .columns = r};
   project(d, &p);
-#pragma omp parallel for schedule(static) num_threads(d->n_threads) if (M > 4)
-  for (int64_t row = 0; row < M; row += 4) {
-    float c[4 * LOWRANK_MAX_R];
-    int64_t n_rows = at_most(4, M - row);
-    for (int64_t i = 0; i < n_rows * r; i++) c[i] = pair->scale * h[row * r + i];
-    spread_rows(y, row, n_rows, N, c, r, r, s.G, NULL, 0);
-  }
+  struct spreading to_y = {.y = y, .M = M, .N = N, .r = r, .c = h, .ldc = r, .scale = pair->scale, .G = s.G};
+  spread(d, &to_y);
   return STATUS_OK;
 }
 
@@ -323,9 +340,16 @@ enum status cpu_lowrank_backward(struct device *d, int64_t M, struct tensor_view
 
   /* dx += drop'(u A) */
   if (!dx.data) return STATUS_OK;
-#pragma omp parallel for schedule(static) num_threads(d->n_threads) if (M > 4)
-  for (int64_t row = 0; row < M; row += 4) {
-    spread_rows(dx, row, at_most(4, M - row), K, s.u + row * padded, padded, r, pair->A, s.mask, mask_scale);
-  }
+  struct spreading to_dx = {.y = dx,
+                            .M = M,
+                            .N = K,
+                            .r = r,
+                            .c = s.u,
+                            .ldc = padded,
+                            .scale = 1,
+                            .G = pair->A,
+                            .mask = s.mask,
+                            .mask_scale = mask_scale};
+  spread(d, &to_dx);
   return STATUS_OK;
 }

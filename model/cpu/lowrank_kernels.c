@@ -11,14 +11,6 @@ typedef float vec __attribute__((vector_size(4 * LOWRANK_LANES), aligned(4), may
 typedef uint32_t vec_words __attribute__((vector_size(4 * LOWRANK_LANES), aligned(4), may_alias));
 typedef uint16_t vec_halves __attribute__((vector_size(2 * LOWRANK_LANES), aligned(2), may_alias));
 
-/* gcc would rather load a value again for each multiply-add that uses it, and
- * two loads a multiply-add are more than the processor does. */
-#ifdef __x86_64__
-#define KEEP_IN_REGISTER(value) __asm__("" : "+v"(value))
-#else
-#define KEEP_IN_REGISTER(value) (void)(value)
-#endif
-
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
 
 void lowrank_pack(const float *factor, int64_t row, int64_t column, int64_t K, int64_t r, int64_t first, int64_t n,
@@ -88,21 +80,17 @@ ALWAYS_INLINE void store_vec(enum dtype dtype, void *p, vec value) {
 
 /* `rows` rows by `vectors` vectors of y, in registers. */
 ALWAYS_INLINE void spread_block(enum dtype dtype, int rows, int vectors, char *y, size_t y_row, const float *c,
-                                int64_t ldc, int64_t r, const float *G, int64_t ldg) {
-  vec sum[4][3];
+                                int64_t r, const float *G, int64_t ldg) {
+  vec sum[LOWRANK_SPREAD_ROWS][3];
   size_t step = LOWRANK_LANES * cpu_element_bytes(dtype);
   for (int i = 0; i < rows; i++) {
     for (int v = 0; v < vectors; v++) sum[i][v] = load_vec(dtype, y + (size_t)i * y_row + (size_t)v * step);
   }
-  for (int64_t j = 0; j < r; j++) {
+  for (int64_t j = 0; j < r; j++, c += LOWRANK_SPREAD_ROWS, G += ldg) {
     vec g[3];
-    for (int v = 0; v < vectors; v++) {
-      g[v] = *(const vec *)(G + j * ldg + v * LOWRANK_LANES);
-      KEEP_IN_REGISTER(g[v]);
-    }
+    for (int v = 0; v < vectors; v++) g[v] = *(const vec *)(G + v * LOWRANK_LANES);
     for (int i = 0; i < rows; i++) {
-      float factor = c[i * ldc + j];
-      for (int v = 0; v < vectors; v++) sum[i][v] += factor * g[v];
+      for (int v = 0; v < vectors; v++) sum[i][v] += c[i] * g[v];
     }
   }
   for (int i = 0; i < rows; i++) {
@@ -110,41 +98,43 @@ ALWAYS_INLINE void spread_block(enum dtype dtype, int rows, int vectors, char *y
   }
 }
 
-ALWAYS_INLINE void spread_rows(enum dtype dtype, int rows, char *y, size_t y_row, int64_t n, const float *c,
-                               int64_t ldc, int64_t r, const float *G, int64_t ldg) {
+ALWAYS_INLINE void spread_rows(enum dtype dtype, int rows, char *y, size_t y_row, int64_t n, const float *c, int64_t r,
+                               const float *G, int64_t ldg) {
   size_t size = cpu_element_bytes(dtype);
   int64_t i = 0;
   for (; i + LOWRANK_PANEL <= n; i += LOWRANK_PANEL) {
-    spread_block(dtype, rows, 3, y + (size_t)i * size, y_row, c, ldc, r, G + i, ldg);
+    spread_block(dtype, rows, 3, y + (size_t)i * size, y_row, c, r, G + i, ldg);
   }
   for (; i + LOWRANK_LANES <= n; i += LOWRANK_LANES) {
-    spread_block(dtype, rows, 1, y + (size_t)i * size, y_row, c, ldc, r, G + i, ldg);
+    spread_block(dtype, rows, 1, y + (size_t)i * size, y_row, c, r, G + i, ldg);
   }
   for (; i < n; i++) {
     for (int row = 0; row < rows; row++) {
       char *at = y + (size_t)row * y_row + (size_t)i * size;
       float sum;
       cpu_load(dtype, at, 1, &sum);
-      for (int64_t j = 0; j < r; j++) sum += c[row * ldc + j] * G[j * ldg + i];
+      for (int64_t j = 0; j < r; j++) sum += c[LOWRANK_SPREAD_ROWS * j + row] * G[j * ldg + i];
       cpu_store(dtype, &sum, 1, at);
     }
   }
 }
 
-ALWAYS_INLINE void spread(enum dtype dtype, int64_t n_rows, struct tensor_view y, int64_t n, const float *c,
-                          int64_t ldc, int64_t r, const float *G, int64_t ldg) {
+ALWAYS_INLINE void spread(enum dtype dtype, int64_t n_rows, struct tensor_view y, int64_t n, const float *c, int64_t r,
+                          const float *G, int64_t ldg) {
   size_t y_row = (size_t)y.ld * cpu_element_bytes(dtype);
-  int64_t i = 0;
-  for (; i + 4 <= n_rows; i += 4) spread_rows(dtype, 4, cpu_at(y, i, 0), y_row, n, c + i * ldc, ldc, r, G, ldg);
-  for (; i < n_rows; i++) spread_rows(dtype, 1, cpu_at(y, i, 0), y_row, n, c + i * ldc, ldc, r, G, ldg);
+  if (n_rows == LOWRANK_SPREAD_ROWS) {
+    spread_rows(dtype, LOWRANK_SPREAD_ROWS, y.data, y_row, n, c, r, G, ldg);
+  } else {
+    for (int64_t i = 0; i < n_rows; i++) spread_rows(dtype, 1, cpu_at(y, i, 0), y_row, n, c + i, r, G, ldg);
+  }
 }
 
-void lowrank_spread(int64_t n_rows, struct tensor_view y, int64_t n, const float *c, int64_t ldc, int64_t r,
-                    const float *G, int64_t ldg) {
+void lowrank_spread(int64_t n_rows, struct tensor_view y, int64_t n, const float *c, int64_t r, const float *G,
+                    int64_t ldg) {
   if (y.dtype == DTYPE_F32) {
-    spread(DTYPE_F32, n_rows, y, n, c, ldc, r, G, ldg);
+    spread(DTYPE_F32, n_rows, y, n, c, r, G, ldg);
   } else {
-    spread(DTYPE_BF16, n_rows, y, n, c, ldc, r, G, ldg);
+    spread(DTYPE_BF16, n_rows, y, n, c, r, G, ldg);
   }
 }
 

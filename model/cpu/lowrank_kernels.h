@@ -18,8 +18,10 @@
 enum {
 #ifdef __AVX512F__
   LOWRANK_LANES = 16,
+  LOWRANK_SPREAD_ROWS = 8, /* rows of a spread block: 24 sums in 32 vector registers */
 #else
   LOWRANK_LANES = 8,
+  LOWRANK_SPREAD_ROWS = 4, /* 12 sums in 16 */
 #endif
   LOWRANK_MAX_R = 1024,
   LOWRANK_PAD = 4,
@@ -52,9 +54,10 @@ void lowrank_pack(const float *factor, int64_t row, int64_t column, int64_t K, i
 void lowrank_project(const float *x, int64_t ldx, int64_t first, int64_t n, const float *packed, int64_t K, int64_t r,
                      float *sums);
 
-/* y[i, 0..n) += sum_j c[i, j] G[j, 0..n) for n_rows rows; c has distance ldc. */
-void lowrank_spread(int64_t n_rows, struct tensor_view y, int64_t n, const float *c, int64_t ldc, int64_t r,
-                    const float *G, int64_t ldg);
+/* y[i, 0..n) += sum_j c[j, i] G[j, 0..n) for n_rows <= LOWRANK_SPREAD_ROWS
+ * rows; c is [r][LOWRANK_SPREAD_ROWS]. */
+void lowrank_spread(int64_t n_rows, struct tensor_view y, int64_t n, const float *c, int64_t r, const float *G,
+                    int64_t ldg);
 
 /* s[j, 0..n) += sum_i c[i, j] x[i, 0..n) for n_rows rows, n <= LOWRANK_PANEL;
  * r is a multiple of LOWRANK_PAD. */

@@ -1,7 +1,7 @@
 /*
  * vmath.h: vectors of f32 as wide as the processor's registers, and the
  * functions of them that the kernels of model/cpu need. gcc vector extensions;
- * three steps of the exponential take an AVX-512 instruction where there is one.
+ * a few steps take an AVX-512 instruction where there is one.
  *
  * Every element goes through the same operations wherever it stands in a row
  * (tails are padded, not looped over one by one), so results do not depend on
@@ -57,6 +57,15 @@ VF_INLINE vf vf_min(vf x, vf other) {
   return (vf)_mm512_min_ps((__m512)other, (__m512)x);
 #else
   return vf_select(other < x, other, x);
+#endif
+}
+
+VF_INLINE vf vf_sqrt(vf x) {
+#ifdef __AVX512F__
+  return (vf)_mm512_sqrt_ps((__m512)x);
+#else
+  for (int i = 0; i < VF_LANES; i++) x[i] = __builtin_sqrtf(x[i]);
+  return x;
 #endif
 }
 
@@ -211,9 +220,6 @@ VF_INLINE vf vf_log2(vf x) {
   p = p * z + 1.442695f;
   return p * z + __builtin_convertvector(power, vf);
 }
-
-/* 1 / (1 + e^-x), accurate in both tails. */
-VF_INLINE vf vf_sigmoid(vf x) { return 1.0f / (1.0f + vf_exp(-x)); }
 
 /* The normal distribution: *density = e^(-x^2/2) / sqrt(2 pi); returns Phi(x) = (1 + erf(x / sqrt 2)) / 2.
  * log2 of the upper tail is -x^2/2 log2 e plus a smooth function, fitted on [0, 6] by weighted least squares in the

@@ -270,7 +270,7 @@ static void test_stream(void **state) {
   struct dataset *dataset = open_file(write_story("story.txt", 45000, false), 1000, true);
   static struct row row;
   const int64_t n_rows = dataset_rows(dataset);
-  int64_t tokens = 0;
+  int64_t tokens = 0, ends = 0;
   int32_t next = tokenizer_bos(tokenizer);
   assert_true(n_rows > 400);
   for (int64_t r = 0; r < n_rows; r++) {
@@ -278,12 +278,16 @@ static void test_stream(void **state) {
     assert_int_equal(row.n_docs, 1);
     assert_true(row.n == 1000 || r == n_rows - 1);
     assert_int_equal(row.ids[0], next);
-    for (int64_t t = 0; t < row.n; t++) assert_true(row.labels[t] >= 0);
+    for (int64_t t = 0; t < row.n; t++) {
+      assert_true(row.labels[t] >= 0);
+      ends += row.labels[t] == tokenizer_eos(tokenizer);
+    }
     for (int64_t t = 0; t + 1 < row.n; t++) assert_int_equal(row.labels[t], row.ids[t + 1]);
     next = row.labels[row.n - 1];
     tokens += row.n;
   }
   assert_int_equal(next, tokenizer_eos(tokenizer));
+  assert_int_equal(ends, 1);
   assert_int_equal(tokens, dataset_counts(dataset)->tokens);
   assert_int_equal(tokens, dataset_counts(dataset)->targets);
   assert_int_equal(dataset_counts(dataset)->documents, 1);

@@ -70,6 +70,27 @@ static void test_window(void **state) {
   row_table_free(&table);
 }
 
+/* Full rows take no place in the window, whether filled by one document or by
+ * several: 64 rows are open, row 1 the fullest, so it would be closed by anything
+ * that needs a place. A full document and one that comes after row 0 has been
+ * filled need none: the last document still finds row 1. */
+static void test_full_rows(void **state) {
+  (void)state;
+  int32_t need[68];
+  for (int i = 0; i < 64; i++) need[i] = 60;
+  need[1] = 90;
+  need[64] = 100; /* row 64 */
+  need[65] = 40;  /* fills row 0 */
+  need[66] = 60;  /* row 65, in the place of row 0 */
+  need[67] = 10;  /* row 1, the first with room */
+  struct row_table table = {0};
+  assert_int_equal(row_pack(need, 68, 100, true, &table), STATUS_OK);
+  assert_int_equal(table.n_rows, 66);
+  assert_int_equal(table.first[2] - table.first[1], 2);
+  assert_int_equal(table.documents[table.first[1] + 1], 67);
+  row_table_free(&table);
+}
+
 /* Whatever comes, each document is in one row, rows are not overfull, and the
  * rows of short documents are well filled. */
 static void test_random(void **state) {
@@ -106,6 +127,7 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_first_fit),
       cmocka_unit_test(test_window),
+      cmocka_unit_test(test_full_rows),
       cmocka_unit_test(test_random),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,0 +1,64 @@
+/*
+ * golden_case.h: one case of tests/golden (see its README) and a model with its
+ * adapters built from it on the present ranks.
+ */
+#ifndef LORASHARD_TESTS_MPI_GOLDEN_CASE_H
+#define LORASHARD_TESTS_MPI_GOLDEN_CASE_H
+
+#include "dist/mesh.h"
+#include "io/base_model.h"
+#include "io/safetensors.h"
+#include "lora/adapter.h"
+#include "model/transformer.h"
+
+#define GOLDEN_MAX_MODULES 64
+#define GOLDEN_STEPS       20
+
+struct golden_module {
+  int layer;
+  char name[8]; /* "q", ...; "fused" */
+  int64_t r;
+  double alpha, scale;
+};
+
+struct golden_case {
+  char folder[512];
+  int64_t rows, seq_len, n_vocab, n_targets;
+  bool rslora;
+  int n_modules;
+  struct golden_module modules[GOLDEN_MAX_MODULES];
+  double loss, losses[GOLDEN_STEPS], grad_norms[GOLDEN_STEPS];
+  int32_t ids[256], labels[256], positions[256];
+  int64_t row_ids[256];
+  struct segment segments[8];
+  struct safetensors *tensors;
+};
+
+/* Ends the whole job on failure: these are tests. */
+void golden_open(const char *name, struct golden_case *golden);
+void golden_close(struct golden_case *golden);
+
+/* A tensor of golden.safetensors by name; malloc'ed f32, *n elements. */
+float *golden_tensor(const struct golden_case *golden, const char *name, int64_t *n);
+
+struct golden_model {
+  struct mesh *mesh; /* borrowed */
+  struct device *device;
+  struct tensor_source *source;
+  struct model *model;
+  struct adapters adapters;
+};
+
+/* The case's model cut over mesh->n_tp ranks, its adapters with the golden's
+ * values ("fused" as three pairs that share A), prepared for training. */
+void golden_model_open(const struct golden_case *golden, struct mesh *mesh, enum dtype act, struct golden_model *m);
+void golden_model_close(struct golden_model *m);
+
+/* Rows [first, first + n) as one batch, one document a row. */
+struct batch golden_batch(struct golden_case *golden, int64_t first, int64_t n);
+
+/* Fail the job with a message unless ok. */
+void golden_check(bool ok, const char *format, ...) __attribute__((format(printf, 2, 3)));
+void golden_must(enum status status);
+
+#endif
