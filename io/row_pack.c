@@ -21,12 +21,11 @@ static int64_t window_place(struct window *window, int64_t need, int64_t seq_len
     if (window->room[i] < need) continue;
     int64_t row = window->row[i];
     window->room[i] -= need;
-    if (window->room[i] == 0) window_close(window, i);
     return row;
   }
   int64_t row = (*n_rows)++;
   if (need == seq_len) return row;
-  if (window->n == OPEN_ROWS) {
+  if (window->n == OPEN_ROWS) { /* a row without room is the fullest */
     int fullest = 0;
     for (int i = 1; i < window->n; i++)
       if (window->room[i] < window->room[fullest]) fullest = i;

@@ -1,8 +1,8 @@
 /* lorashard merge: base + s B A as a Hugging Face folder. */
 #include <dirent.h>
 #include <errno.h>
-#include <inttypes.h>
-#include <limits.h>
+#include <fcntl.h>
+#include <mpi.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,6 +13,7 @@
 #include "io/durable.h"
 #include "launch/cli.h"
 #include "launch/merge_output.h"
+#include "launch/ranks.h"
 
 static const struct cli_help help = {
     .usage = "merge --base BASE --adapter ADAPTER -o DIR [--dtype keep|f32|f16|bf16] [--overwrite] [--any-base]",
@@ -64,13 +65,19 @@ static enum status parse_dtype(const char *text, struct merge_request *request) 
   return status_set(STATUS_USAGE, "--dtype %.40s: must be keep, f32, f16 or bf16", text);
 }
 
-static bool is_empty(const char *path) {
+/* What a folder holds: nothing, or something, and whether a folder is in it. */
+static bool is_empty(const char *path, bool *has_folder) {
   DIR *directory = opendir(path);
-  if (!directory) return false;
-  bool empty = true;
-  for (const struct dirent *entry; (entry = readdir(directory));)
-    if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0) empty = false;
-  closedir(directory);
+  bool empty = directory != NULL;
+  *has_folder = false;
+  for (const struct dirent *entry; directory && (entry = readdir(directory));) {
+    struct stat info;
+    if (strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0) continue;
+    empty = false;
+    if (fstatat(dirfd(directory), entry->d_name, &info, AT_SYMLINK_NOFOLLOW) == 0 && S_ISDIR(info.st_mode))
+      *has_folder = true;
+  }
+  if (directory) closedir(directory);
   return empty;
 }
 
@@ -83,12 +90,16 @@ static enum status check_output(const struct arguments *a) {
   if (!S_ISDIR(info.st_mode)) return status_set(STATUS_USAGE, "%s: exists and is not a folder", a->output);
   if (stat(a->base, &base) == 0 && base.st_dev == info.st_dev && base.st_ino == info.st_ino)
     return status_set(STATUS_USAGE, "%s: is the base model itself; name another folder", a->output);
-  if (is_empty(a->output)) return STATUS_OK;
+  bool has_folder = false;
+  if (is_empty(a->output, &has_folder)) return STATUS_OK;
   if (!a->overwrite)
     return status_set(STATUS_USAGE, "%s: is not empty; name another folder or give --overwrite", a->output);
   TRY(durable_path(config, sizeof config, "%s/config.json", a->output));
-  if (access(config, F_OK) != 0)
-    return status_set(STATUS_USAGE, "%s: has no config.json, so it is no model folder and is not replaced", a->output);
+  if (access(config, F_OK) != 0 || has_folder)
+    return status_set(STATUS_USAGE,
+                      "%s: has no config.json, or a folder in it: that is no merged model and is not "
+                      "replaced",
+                      a->output);
   return STATUS_OK;
 }
 
@@ -107,8 +118,8 @@ static enum status check_fingerprint(const struct arguments *a, struct tensor_so
 /* Put the whole new folder in the place of the old one, which goes last. */
 static enum status publish(const char *temporary, const char *output) {
   char old[DURABLE_PATH];
-  TRY(durable_path(old, sizeof old, "%s.old", output));
-  bool replaced = access(output, F_OK) == 0 && !is_empty(output);
+  TRY(durable_path(old, sizeof old, "%s.lorashard-old", output));
+  bool has_folder = false, replaced = access(output, F_OK) == 0 && !is_empty(output, &has_folder);
   if (replaced) {
     TRY(durable_remove_directory(old));
     if (rename(output, old) != 0)
@@ -127,7 +138,7 @@ static enum status write_folder(const struct arguments *a, struct merge_request 
   char output[DURABLE_PATH], temporary[DURABLE_PATH];
   TRY(durable_path(output, sizeof output, "%s", a->output));
   for (size_t n = strlen(output); n > 1 && output[n - 1] == '/';) output[--n] = 0;
-  TRY(durable_path(temporary, sizeof temporary, "%s.tmp", output));
+  TRY(durable_path(temporary, sizeof temporary, "%s.lorashard-tmp", output));
   TRY(durable_remove_directory(temporary));
   if (mkdir(temporary, 0777) != 0)
     return status_set(STATUS_SYSTEM, "%s: cannot create: %s", temporary, strerror(errno));
@@ -155,7 +166,7 @@ static void print_report(const struct arguments *a, const struct merge_report *r
     printf("nothing was rounded\n");
 }
 
-enum status cmd_merge(int argc, char **argv) {
+static enum status merge(int argc, char **argv) {
   struct arguments a = {0};
   struct merge_request request = {0};
   struct merge_report report = {0};
@@ -180,3 +191,13 @@ out:
   base_model_close(&request.source);
   return status;
 }
+
+/* One process does it all; under mpirun the others wait. */
+static enum status merge_on_first_rank(int argc, char **argv) {
+  int started = 0, rank = 0;
+  MPI_Initialized(&started);
+  if (started) MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+  return ranks_agree(rank == 0 ? merge(argc, argv) : STATUS_OK);
+}
+
+enum status cmd_merge(int argc, char **argv) { return ranks_run(argc, argv, merge_on_first_rank); }

@@ -158,6 +158,7 @@ enum status cpu_activation_forward(struct device *d, enum activation kind, int64
 enum status cpu_activation_backward(struct device *d, enum activation kind, int64_t M, int64_t n,
                                     struct tensor_view gate, struct tensor_view up, struct tensor_view dh,
                                     struct tensor_view dgate, struct tensor_view dup);
+enum status cpu_zero(struct device *d, int64_t M, int64_t n, struct tensor_view x);
 enum status cpu_embedding(struct device *d, int64_t M, const int32_t *ids, int64_t first, const struct weight *W,
                           struct tensor_view x);
 enum status cpu_add_rows(struct device *d, int64_t M, int64_t n, const int32_t *rows, int64_t offset,

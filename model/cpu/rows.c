@@ -49,3 +49,9 @@ enum status cpu_scatter_rows(struct device *d, int64_t M, int64_t n, const int32
   for (int64_t m = 0; m < M; m++) move_row(x, m, y, rows[m], n);
   return STATUS_OK;
 }
+
+enum status cpu_zero(struct device *d, int64_t M, int64_t n, struct tensor_view x) {
+#pragma omp parallel for num_threads(d->n_threads) schedule(static)
+  for (int64_t m = 0; m < M; m++) memset(cpu_at(x, m, 0), 0, (size_t)n * cpu_element_bytes(x.dtype));
+  return STATUS_OK;
+}

@@ -22,6 +22,7 @@ const struct ops cpu_ops = {
     .embedding = cpu_embedding,
     .add_rows = cpu_add_rows,
     .add = cpu_add,
+    .zero = cpu_zero,
     .cast = cpu_cast,
     .gather_rows = cpu_gather_rows,
     .scatter_rows = cpu_scatter_rows,

@@ -153,6 +153,16 @@ static void test_detection(void **state) {
   check_detected(text, false, RECORD_E2E);
   text[99 * 5 + 1] = ' ';
   check_detected(text, false, RECORD_STREAM);
+  /* Fewer lines than that in the first mebibyte: the last one, cut before its
+   * bars, does not count. */
+  char *data = make_lines(3 * MIB, 100000);
+  for (size_t i = 0; i + 90002 < 3 * MIB; i += 100000) memcpy(data + i + 90000, "||", 2);
+  write_file(data, 3 * MIB - MIB / 2);
+  struct text_file file;
+  open_file(RECORD_AUTO, false, &file);
+  assert_int_equal(file.format, RECORD_E2E);
+  text_file_close(&file);
+  free(data);
 }
 
 static void test_digest(void **state) {

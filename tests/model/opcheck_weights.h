@@ -1,0 +1,57 @@
+/*
+ * opcheck_weights.h: random stored weights of any dtype for the op tests.
+ */
+#ifndef LORASHARD_TESTS_MODEL_OPCHECK_WEIGHTS_H
+#define LORASHARD_TESTS_MODEL_OPCHECK_WEIGHTS_H
+
+#include "tests/model/opcheck.h"
+
+struct opcheck_weights {
+  struct weight weight;
+  void *data;   /* exactly as long as the weights, so that a read past them is seen by a sanitizer */
+  float *value; /* [n_out, n_in], by quant_expand_f32 */
+};
+
+/* Offsets of the f16 scales in a block; random bytes there could be NaN. */
+static inline void opcheck_set_scales(enum dtype dtype, uint8_t *block, uint64_t *seed) {
+  static const int scales[DTYPE_COUNT][2] = {
+      [DTYPE_Q4_0] = {0, -1}, [DTYPE_Q4_1] = {0, 2}, [DTYPE_Q5_0] = {0, -1},   [DTYPE_Q5_1] = {0, 2},
+      [DTYPE_Q8_0] = {0, -1}, [DTYPE_Q4_K] = {0, 2}, [DTYPE_Q6_K] = {208, -1},
+  };
+  for (int i = 0; i < 2; i++) {
+    if (scales[dtype][i] < 0) continue;
+    uint16_t half = f32_to_f16(0.01f * opcheck_uniform(seed));
+    memcpy(block + scales[dtype][i], &half, sizeof half);
+  }
+}
+
+static inline struct opcheck_weights opcheck_weights(enum dtype dtype, int64_t n_out, int64_t n_in, uint64_t seed) {
+  struct opcheck_weights w;
+  int64_t n = n_out * n_in;
+  size_t bytes = dtype_bytes(dtype, n);
+  w.data = malloc(bytes ? bytes : 1);
+  w.value = malloc((size_t)(n ? n : 1) * sizeof *w.value);
+  assert_non_null(w.data);
+  assert_non_null(w.value);
+  uint8_t *at = w.data;
+  for (int64_t i = 0; i < n / dtype_block(dtype); i++, at += dtype_block_bytes(dtype)) {
+    if (dtype_quantised(dtype)) {
+      for (size_t b = 0; b < dtype_block_bytes(dtype); b++) at[b] = (uint8_t)opcheck_next(&seed);
+      opcheck_set_scales(dtype, at, &seed);
+      continue;
+    }
+    float value = 0.5f * opcheck_uniform(&seed);
+    uint16_t half = dtype == DTYPE_BF16 ? f32_to_bf16(value) : f32_to_f16(value);
+    memcpy(at, dtype == DTYPE_F32 ? (void *)&value : (void *)&half, dtype_block_bytes(dtype));
+  }
+  quant_expand_f32(dtype, w.data, n, w.value);
+  w.weight = (struct weight){w.data, dtype, n_out, n_in};
+  return w;
+}
+
+static inline void opcheck_weights_free(struct opcheck_weights *w) {
+  free(w->data);
+  free(w->value);
+}
+
+#endif

@@ -1,0 +1,241 @@
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "tests/model/opcheck_weights.h"
+
+struct linear_case {
+  int64_t M, K, N;
+  enum dtype x, weight, y;
+  bool bias, accumulate;
+};
+
+/* The weight as the product sees it: in the type of its other operand. */
+static double seen(const struct opcheck_weights *w, int64_t n, int64_t k, enum dtype operand) {
+  float value = w->value[n * w->weight.n_in + k];
+  return operand == DTYPE_BF16 ? bf16_to_f32(f32_to_bf16(value)) : value;
+}
+
+/* Tolerance: a sum of n products in f32 in any order is off by at most
+ * n 2^-24 sum |a b|, to first order; storing adds half a unit of the result's
+ * last place, 2^-24 or 2^-9 (twice that where an old bf16 y is added). */
+static double store_error(enum dtype dtype) { return dtype == DTYPE_BF16 ? 0x1p-8 : 0x1p-23; }
+
+static void check_forward(struct device *d, const struct linear_case *c) {
+  struct opcheck_weights w = opcheck_weights(c->weight, c->N, c->K, 1);
+  struct opcheck_matrix x = opcheck_random(c->x, c->M, c->K, 5, 1, 2);
+  struct opcheck_matrix y = opcheck_random(c->y, c->M, c->N, 3, 1, 3), old = opcheck_copy(&y);
+  float *bias = malloc((size_t)(c->N + 1) * sizeof *bias);
+  opcheck_fill(bias, c->N, 1, 4);
+  opcheck_ok(d->ops->linear_forward(d, c->M, x.view, &w.weight, c->bias ? bias : NULL, y.view, c->accumulate));
+  opcheck_guard("y", &y);
+  struct opcheck_worst worst = {.name = "y"};
+  for (int64_t m = 0; m < c->M; m++) {
+    for (int64_t n = 0; n < c->N; n++) {
+      double sum = (c->bias ? bias[n] : 0) + (c->accumulate ? opcheck_get(old.view, m, n) : 0), size = fabs(sum);
+      for (int64_t k = 0; k < c->K; k++) {
+        double product = opcheck_get(x.view, m, k) * seen(&w, n, k, c->x);
+        sum += product;
+        size += fabs(product);
+      }
+      opcheck_compare(&worst, m, n, opcheck_get(y.view, m, n), sum, (double)(c->K + 2) * 0x1p-24 * size,
+                      store_error(c->y));
+    }
+  }
+  opcheck_report(&worst);
+  free(bias);
+  opcheck_free(&x);
+  opcheck_free(&y);
+  opcheck_free(&old);
+  opcheck_weights_free(&w);
+}
+
+static void check_backward(struct device *d, const struct linear_case *c) {
+  struct opcheck_weights w = opcheck_weights(c->weight, c->N, c->K, 5);
+  struct opcheck_matrix dy = opcheck_random(c->x, c->M, c->N, 1, 1, 6);
+  struct opcheck_matrix dx = opcheck_random(c->y, c->M, c->K, 7, 1, 7), old = opcheck_copy(&dx);
+  opcheck_ok(d->ops->linear_backward(d, c->M, dy.view, &w.weight, dx.view, c->accumulate));
+  opcheck_guard("dx", &dx);
+  struct opcheck_worst worst = {.name = "dx"};
+  for (int64_t m = 0; m < c->M; m++) {
+    for (int64_t k = 0; k < c->K; k++) {
+      double sum = c->accumulate ? opcheck_get(old.view, m, k) : 0, size = fabs(sum);
+      for (int64_t n = 0; n < c->N; n++) {
+        double product = opcheck_get(dy.view, m, n) * seen(&w, n, k, c->x);
+        sum += product;
+        size += fabs(product);
+      }
+      opcheck_compare(&worst, m, k, opcheck_get(dx.view, m, k), sum, (double)(c->N + 2) * 0x1p-24 * size,
+                      store_error(c->y));
+    }
+  }
+  opcheck_report(&worst);
+  opcheck_free(&dy);
+  opcheck_free(&dx);
+  opcheck_free(&old);
+  opcheck_weights_free(&w);
+}
+
+static void check_both(struct device *d, struct linear_case c) {
+  for (int i = 0; i < 4; i++) {
+    c.bias = i & 1;
+    c.accumulate = i & 2;
+    check_forward(d, &c);
+    if (!c.bias) check_backward(d, &c);
+  }
+}
+
+static void shapes_and_types(void **state) {
+  (void)state;
+  /* No rows, one, odd, several row tiles with a rest, several column tiles with a rest; empty shards. */
+  static const int64_t shapes[][3] = {{0, 8, 8},    {1, 1, 1},     {1, 97, 700},  {3, 37, 41}, {17, 64, 96},
+                                      {130, 33, 7}, {300, 48, 65}, {5, 700, 600}, {4, 0, 6},   {4, 6, 0}};
+  static const enum dtype types[] = {DTYPE_F32, DTYPE_BF16};
+  struct device *d = opcheck_device(2);
+  for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++) {
+    for (int t = 0; t < 8; t++) {
+      check_both(d, (struct linear_case){.M = shapes[s][0],
+                                         .K = shapes[s][1],
+                                         .N = shapes[s][2],
+                                         .x = types[t & 1],
+                                         .weight = types[t >> 1 & 1],
+                                         .y = types[t >> 2 & 1]});
+    }
+  }
+  device_close(&d);
+}
+
+static void stored_types(void **state) {
+  (void)state;
+  struct device *d = opcheck_device(2);
+  for (int dtype = 0; dtype < DTYPE_COUNT; dtype++) {
+    for (int t = 0; t < 2; t++) {
+      enum dtype act = t ? DTYPE_BF16 : DTYPE_F32;
+      check_both(d, (struct linear_case){.M = 7, .K = 512, .N = 40, .x = act, .weight = (enum dtype)dtype, .y = act});
+    }
+  }
+  device_close(&d);
+}
+
+/* More weights than one expanded tile holds (2 M): both directions cut. */
+static void several_weight_tiles(void **state) {
+  (void)state;
+  struct device *d = opcheck_device(2);
+  struct linear_case forward = {.M = 2, .K = 1024, .N = 2500, .x = DTYPE_F32, .weight = DTYPE_Q8_0, .y = DTYPE_F32};
+  check_forward(d, &forward);
+  check_backward(d, &forward);
+  forward.weight = DTYPE_F32;
+  forward.x = forward.y = DTYPE_BF16;
+  check_forward(d, &forward);
+  check_backward(d, &forward);
+  device_close(&d);
+}
+
+/* dx of the loss sum(c y) against central differences of the loss in f64. The
+ * loss is linear in x, so the quotient has rounding only; the tolerance is
+ * dx's own: a sum of N = 29 products of size < 0.5, 29 * 29 * 0.5 * 2^-24. */
+static void gradient_by_differences(void **state) {
+  (void)state;
+  enum { M = 3, K = 19, N = 29 };
+  struct device *d = opcheck_device(2);
+  struct opcheck_weights w = opcheck_weights(DTYPE_F32, N, K, 8);
+  struct opcheck_matrix x = opcheck_random(DTYPE_F32, M, K, 0, 1, 9), c = opcheck_random(DTYPE_F32, M, N, 0, 1, 10);
+  struct opcheck_matrix dx = opcheck_matrix(DTYPE_F32, M, K, 2);
+  opcheck_ok(d->ops->linear_backward(d, M, c.view, &w.weight, dx.view, false));
+  double want[M * K];
+  for (int i = 0; i < M * K; i++) {
+    double loss[2];
+    for (int side = 0; side < 2; side++) {
+      loss[side] = 0;
+      for (int m = 0; m < M; m++) {
+        for (int n = 0; n < N; n++) {
+          for (int k = 0; k < K; k++) {
+            double moved = opcheck_get(x.view, m, k) + (m * K + k == i ? (side ? 0.5 : -0.5) : 0);
+            loss[side] += opcheck_get(c.view, m, n) * moved * (double)w.value[n * K + k];
+          }
+        }
+      }
+    }
+    want[i] = loss[1] - loss[0];
+  }
+  opcheck_near("dx", &dx, want, 29 * 29 * 0.5 * 0x1p-24, 0);
+  opcheck_free(&x);
+  opcheck_free(&c);
+  opcheck_free(&dx);
+  opcheck_weights_free(&w);
+  device_close(&d);
+}
+
+/* The same bits with 1, 2 and 3 threads, and no allocation after the first call. */
+static void independent_of_threads(void **state) {
+  (void)state;
+  static const int64_t shapes[][3] = {{1, 576, 1536}, {40, 300, 130}, {300, 128, 192}, {256, 1000, 600}};
+  for (int s = 0; s < 4; s++) {
+    for (int t = 0; t < 4; t++) {
+      int64_t M = shapes[s][0], K = shapes[s][1], N = shapes[s][2];
+      enum dtype act = t & 1 ? DTYPE_BF16 : DTYPE_F32, weight = t & 2 ? DTYPE_BF16 : DTYPE_F32;
+      struct opcheck_weights w = opcheck_weights(weight, N, K, 11);
+      struct opcheck_matrix x = opcheck_random(act, M, K, 0, 1, 12), dy = opcheck_random(act, M, N, 0, 1, 13);
+      struct opcheck_matrix y[4], dx[4];
+      for (int threads = 1; threads <= 3; threads++) {
+        struct device *d = opcheck_device(threads);
+        y[threads] = opcheck_matrix(act, M, N, 0);
+        dx[threads] = opcheck_matrix(DTYPE_F32, M, K, 0);
+        uint64_t allocations = 0;
+        for (int repeat = 0; repeat < 2; repeat++) {
+          if (repeat) allocations = d->allocations;
+          opcheck_ok(d->ops->linear_forward(d, M, x.view, &w.weight, NULL, y[threads].view, false));
+          opcheck_ok(d->ops->linear_backward(d, M, dy.view, &w.weight, dx[threads].view, false));
+        }
+        assert_int_equal(d->allocations, allocations);
+        device_close(&d);
+        opcheck_same_bits("y", &y[1], &y[threads]);
+        opcheck_same_bits("dx", &dx[1], &dx[threads]);
+      }
+      for (int threads = 1; threads <= 3; threads++) {
+        opcheck_free(&y[threads]);
+        opcheck_free(&dx[threads]);
+      }
+      opcheck_free(&x);
+      opcheck_free(&dy);
+      opcheck_weights_free(&w);
+    }
+  }
+}
+
+/* Many numbers of rows, as micro-batches have: the cache of products stays
+ * bounded, and a product that was pushed out works again. */
+static void many_shapes(void **state) {
+  (void)state;
+  struct device *d = opcheck_device(2);
+  for (int64_t i = 0; i < 600; i++) {
+    struct linear_case c = {.M = i % 560 + 1, .K = 3, .N = 5, .x = DTYPE_F32, .weight = DTYPE_F32, .y = DTYPE_F32};
+    check_forward(d, &c);
+  }
+  device_close(&d);
+}
+
+/* This program again, with the library held to AVX2: bf16 products then go
+ * through f32. */
+static void without_bf16_instructions(void **state) {
+  (void)state;
+  if (getenv("ONEDNN_MAX_CPU_ISA")) return; /* this is the inner run */
+  pid_t child = fork();
+  if (child == 0) {
+    setenv("ONEDNN_MAX_CPU_ISA", "AVX2", 1);
+    execl("/proc/self/exe", "test_linear", (char *)NULL);
+    _exit(127);
+  }
+  int status = -1;
+  assert_int_equal(waitpid(child, &status, 0), child);
+  assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(shapes_and_types),          cmocka_unit_test(stored_types),
+      cmocka_unit_test(several_weight_tiles),      cmocka_unit_test(gradient_by_differences),
+      cmocka_unit_test(independent_of_threads),    cmocka_unit_test(many_shapes),
+      cmocka_unit_test(without_bf16_instructions),
+  };
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}
