@@ -30,7 +30,9 @@ struct dataset_options {
   int64_t n_vocab;                   /* ids are checked against it */
   const char *cache_dir;             /* NULL: no cache, tokenise in memory */
   /* Tokenising is dealt over workers; worker w of n writes its chunks into the
-   * cache, then calls barrier(context), then all map all chunks. */
+   * cache, then calls barrier(context), then all map all chunks. With cache_dir
+   * and barrier set, barrier is called exactly once, also after a failure; then
+   * the other workers get STATUS_PEER. Without cache_dir each tokenises all. */
   int worker, n_workers;
   enum status (*barrier)(void *context);
   void *barrier_context;
@@ -38,9 +40,9 @@ struct dataset_options {
 
 struct dataset_counts {
   int64_t documents;      /* read */
-  int64_t tokens;         /* after truncation */
+  int64_t tokens;         /* positions in use over all rows, after truncation */
   int64_t targets;        /* flagged labels */
-  int64_t truncated;      /* longer than seq_len, cut */
+  int64_t truncated;      /* longer than seq_len + 1 ids, cut */
   int64_t without_target; /* skipped: nothing to learn */
   int64_t rows;
 };

@@ -13,11 +13,11 @@ struct adapter_module {
   int layer;
   enum module module;
   int64_t r, in, out;
-  double scale;      /* s of y += s (x A') B' */
+  double scale; /* s of y += s (x A') B' */
   double alpha;
   bool rslora;
-  float *A;          /* [r, in] */
-  float *B;          /* [out, r] */
+  float *A; /* [r, in] */
+  float *B; /* [out, r] */
 };
 struct adapter_set {
   struct adapter_module *modules; /* in (layer, module) order */

@@ -130,7 +130,7 @@ static enum status check_format(const json_t *object, enum record_format expecte
 enum status record_parse_json(const char *line, size_t length, enum record_format expected, struct record *record) {
   if (memchr(line, '\0', length)) return status_set(STATUS_DATA, "holds a NUL byte; the file is damaged or not text");
   json_error_t error;
-  record->json = json_loadb(line, length, JSON_ALLOW_NUL, &error);
+  record->json = json_loadb(line, length, JSON_ALLOW_NUL | JSON_DECODE_INT_AS_REAL, &error);
   if (!record->json)
     return status_set(STATUS_DATA, "not valid JSON: byte %d: %s; one object a line", error.position, error.text);
   enum status status = STATUS_OK;

@@ -53,7 +53,10 @@ void tokenizer_close(struct tokenizer **tokenizer_p) {
   merge_table_free(&t->merges);
   token_trie_free(&t->raw);
   token_trie_free(&t->normalized);
-  for (int32_t i = 0; i < t->n_added; i++) free(t->added[i].content);
+  for (int32_t i = 0; i < t->n_added; i++) {
+    free(t->added[i].content);
+    free(t->added[i].normal);
+  }
   free(t->added);
   free(t->added_order);
   for (int i = 0; i < t->n_normalizers; i++) {

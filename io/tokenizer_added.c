@@ -225,22 +225,21 @@ static enum status order_by_id(struct tokenizer *tokenizer) {
 }
 
 static enum status build_trie(struct tokenizer *tokenizer, bool special) {
-  struct text_buffer content = {0};
-  enum status status = STATUS_OK;
   for (int32_t i = 0; i < tokenizer->n_added; i++) {
-    const struct added_token *token = &tokenizer->added[i];
+    struct added_token *token = &tokenizer->added[i];
     if (token->special != special) continue;
     if (!token->normalized) {
-      TRY_OUT(token_trie_add(&tokenizer->raw, token->content, token->length, i));
+      TRY(token_trie_add(&tokenizer->raw, token->content, token->length, i));
       continue;
     }
-    content.n = 0;
-    TRY_OUT(tokenizer_normalize(tokenizer, token->content, token->length, false, &content));
-    if (content.n) TRY_OUT(token_trie_add(&tokenizer->normalized, content.data, content.n, i));
+    struct text_buffer normal = {0};
+    enum status status = tokenizer_normalize(tokenizer, token->content, token->length, false, &normal);
+    token->normal = normal.data;
+    token->normal_length = normal.n;
+    TRY(status);
+    TRY(token_trie_add(&tokenizer->normalized, token->normal, token->normal_length, i));
   }
-out:
-  text_free(&content);
-  return status;
+  return STATUS_OK;
 }
 
 enum status tokenizer_finish_added(struct tokenizer *tokenizer) {

@@ -33,7 +33,7 @@ static enum status read_object(const char *folder, const char *name, json_t **ob
   *object_p = NULL;
   TRY(read_optional(folder, name, MAX_CONFIG, &text, &n));
   if (!text) return STATUS_OK;
-  json_t *object = json_loadb(text, n, JSON_ALLOW_NUL, &error);
+  json_t *object = json_loadb(text, n, JSON_ALLOW_NUL | JSON_DECODE_INT_AS_REAL, &error);
   free(text);
   if (!object)
     return status_set(STATUS_DATA, "%s/%s: line %d is not valid JSON: %s", folder, name, error.line, error.text);
@@ -55,8 +55,7 @@ static void read_token(const struct tokenizer *tokenizer, const json_t *config, 
 }
 
 static bool valid_id(const struct tokenizer *tokenizer, const json_t *value) {
-  return json_is_integer(value) && json_integer_value(value) >= 0 &&
-         json_integer_value(value) < tokenizer_size(tokenizer);
+  return json_is_number(value) && json_number_value(value) >= 0 && json_number_value(value) < tokenizer_size(tokenizer);
 }
 
 /* Ids of generation_config.json: every eos ends generation; where the tokenizer
@@ -67,13 +66,13 @@ static void read_generation(struct tokenizer *tokenizer, const json_t *config, b
   const json_t *first = json_is_array(eos) ? json_array_get(eos, 0) : eos;
   for (size_t i = 0; i < json_array_size(eos); i++)
     if (valid_id(tokenizer, json_array_get(eos, i)))
-      tokenizer_add_end(tokenizer, (int32_t)json_integer_value(json_array_get(eos, i)));
+      tokenizer_add_end(tokenizer, (int32_t)json_number_value(json_array_get(eos, i)));
   if (valid_id(tokenizer, first)) {
-    tokenizer_add_end(tokenizer, (int32_t)json_integer_value(first));
-    if (!named_eos) tokenizer->eos = (int32_t)json_integer_value(first);
+    tokenizer_add_end(tokenizer, (int32_t)json_number_value(first));
+    if (!named_eos) tokenizer->eos = (int32_t)json_number_value(first);
   }
-  if (tokenizer->bos < 0 && valid_id(tokenizer, bos)) tokenizer->bos = (int32_t)json_integer_value(bos);
-  if (tokenizer->pad < 0 && valid_id(tokenizer, pad)) tokenizer->pad = (int32_t)json_integer_value(pad);
+  if (tokenizer->bos < 0 && valid_id(tokenizer, bos)) tokenizer->bos = (int32_t)json_number_value(bos);
+  if (tokenizer->pad < 0 && valid_id(tokenizer, pad)) tokenizer->pad = (int32_t)json_number_value(pad);
 }
 
 /* add_bos_token and add_eos_token, where either is written, replace the

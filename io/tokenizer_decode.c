@@ -7,14 +7,19 @@
 
 #include "io/tokenizer_internal.h"
 
+static const char *text_of_added(const struct added_token *token, size_t *n) {
+  *n = token->normal ? token->normal_length : token->length;
+  return token->normal ? token->normal : token->content;
+}
+
 /* Without a decoder, tokens are joined by spaces. */
 static enum status collect(const struct tokenizer *t, const int32_t *ids, int64_t n, bool skip_special,
                            struct piece_list *list) {
   for (int64_t i = 0; i < n; i++) {
     const struct added_token *added = tokenizer_added_by_id(t, ids[i]);
     if (added && added->special && skip_special) continue;
-    size_t length = added ? added->length : 0;
-    const char *text = added ? added->content : token_vocab_text(&t->vocab, ids[i], &length);
+    size_t length = 0;
+    const char *text = added ? text_of_added(added, &length) : token_vocab_text(&t->vocab, ids[i], &length);
     if (!text) continue; /* ids beyond the vocabulary (padding rows) have no text */
     size_t start = list->text.n;
     if (t->n_decoders == 0 && start) TRY(text_append(&list->text, " ", 1));

@@ -63,7 +63,7 @@ static enum status read_vocab(struct tokenizer *t, const struct tables *tables) 
     const struct gguf_string *token = &tables->tokens[i];
     if (!utf8_is_valid(token->text, token->length))
       return status_set(STATUS_DATA, "%s: token %lld is not valid UTF-8", t->path, (long long)i);
-    /* Of two tokens with one text the first is found; both have a text. */
+    /* Of two tokens with one text the first counts. */
     if (token_vocab_find(&t->vocab, token->text, token->length) < 0)
       TRY(token_vocab_add(&t->vocab, token->text, token->length, (int32_t)i));
   }
@@ -229,7 +229,6 @@ static enum status read_special_ids(struct tokenizer *t, const struct gguf *gguf
   TRY(read_id(t, gguf, "tokenizer.ggml.bos_token_id", &t->bos));
   TRY(read_id(t, gguf, "tokenizer.ggml.eos_token_id", &t->eos));
   TRY(read_id(t, gguf, "tokenizer.ggml.padding_token_id", &t->pad));
-  TRY(read_id(t, gguf, "tokenizer.ggml.unknown_token_id", &t->unk));
   int32_t eot = -1;
   TRY(read_id(t, gguf, "tokenizer.ggml.eot_token_id", &eot));
   tokenizer_add_end(t, eot);
@@ -284,6 +283,8 @@ static enum status fill(struct tokenizer *t, const struct gguf *gguf, bool is_ll
   TRY(read_flag(gguf, "tokenizer.ggml.add_space_prefix", &add_space_prefix));
   if (is_llama) {
     t->byte_fallback = true;
+    /* Only here: llama.cpp drops a byte that byte-level BPE has no token for. */
+    TRY(read_id(t, gguf, "tokenizer.ggml.unknown_token_id", &t->unk));
     TRY(space_marks(t, add_space_prefix));
     TRY(rank_scores(t, tables));
   } else {

@@ -103,6 +103,8 @@ void merge_table_free(struct merge_table *table);
 struct added_token {
   char *content;
   size_t length;
+  char *normal; /* normalised content, which is also its text when decoding; NULL: content */
+  size_t normal_length;
   int32_t id;
   bool single_word, lstrip, rstrip, normalized, special;
 };

@@ -179,9 +179,9 @@ enum status cli_int(const char *option, const char *text, long long low, long lo
   errno = 0;
   long long number = strtoll(text, &end, 10);
   if (end == text || *end || text[0] == ' ')
-    return status_set(STATUS_USAGE, "--%s needs a whole number; found '%.80s'", option, text);
+    return status_set(STATUS_USAGE, "%s needs a whole number; found '%.80s'", option, text);
   if (errno || number < low || number > high)
-    return status_set(STATUS_USAGE, "--%s %.80s is out of range; allowed: %lld to %lld", option, text, low, high);
+    return status_set(STATUS_USAGE, "%s %.80s is out of range; allowed: %lld to %lld", option, text, low, high);
   *value = number;
   return STATUS_OK;
 }
@@ -191,9 +191,9 @@ enum status cli_double(const char *option, const char *text, double low, double 
   double number = strtod(text, &end);
   /* strtod takes nan, inf and hexadecimal too; none is meant. */
   if (end == text || *end || text[strspn(text, "0123456789.eE+-")])
-    return status_set(STATUS_USAGE, "--%s needs a number; found '%.80s'", option, text);
+    return status_set(STATUS_USAGE, "%s needs a number; found '%.80s'", option, text);
   if (!(number >= low && number <= high))
-    return status_set(STATUS_USAGE, "--%s %.80s is out of range; allowed: %.15g to %.15g", option, text, low, high);
+    return status_set(STATUS_USAGE, "%s %.80s is out of range; allowed: %.15g to %.15g", option, text, low, high);
   *value = number;
   return STATUS_OK;
 }

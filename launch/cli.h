@@ -38,7 +38,7 @@ struct cli_help {
 enum status cli_parse(const struct cli_help *help, const struct cli_option *options, int argc, char **argv,
                       const char **operands, int min, int max, int *n_operands, bool *done);
 
-/* Number parsing with range errors that name the option. */
+/* Number parsing with range errors that name the option ("--limit"). */
 enum status cli_int(const char *option, const char *text, long long low, long long high, long long *value);
 enum status cli_double(const char *option, const char *text, double low, double high, double *value);
 

@@ -2,13 +2,13 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <mpi.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "dist/mesh.h"
 #include "io/base_model.h"
 #include "io/durable.h"
 #include "launch/cli.h"
@@ -194,10 +194,12 @@ out:
 
 /* One process does it all; under mpirun the others wait. */
 static enum status merge_on_first_rank(int argc, char **argv) {
-  int started = 0, rank = 0;
-  MPI_Initialized(&started);
-  if (started) MPI_Comm_rank(MPI_COMM_WORLD, &rank);
-  return ranks_agree(rank == 0 ? merge(argc, argv) : STATUS_OK);
+  struct mesh *mesh = NULL;
+  enum status status = mesh_create(1, 1, &mesh);
+  if (status == STATUS_OK && mesh->rank == 0) status = merge(argc, argv);
+  status = ranks_agree(status);
+  mesh_destroy(&mesh);
+  return status;
 }
 
 enum status cmd_merge(int argc, char **argv) { return ranks_run(argc, argv, merge_on_first_rank); }

@@ -301,7 +301,7 @@ static dnnl_status_t run_tile(struct cpu_gemm_cache *cache, const struct entry *
       [ARG_WEIGHTS] = (char *)p->b + (size_t)(p->b_transposed ? column * p->ldb : column) * ab,
       [ARG_BIAS] = p->bias ? (void *)(p->bias + column) : NULL,
       [ARG_DST] = (char *)p->c + (size_t)(row * p->ldc + column) * c,
-      [ARG_SCRATCHPAD] = scratch + (size_t)thread * entry->scratch_bytes,
+      [ARG_SCRATCHPAD] = scratch,
   };
   static const int names[ARG_COUNT] = {DNNL_ARG_SRC, DNNL_ARG_WEIGHTS, DNNL_ARG_BIAS, DNNL_ARG_DST,
                                        DNNL_ARG_SCRATCHPAD};
@@ -333,8 +333,9 @@ static enum status gemm_tiled(struct device *d, const struct cpu_product *p) {
       if (entries[r][c]->scratch_bytes > scratch_bytes) scratch_bytes = entries[r][c]->scratch_bytes;
     }
   }
-  void *scratch;
-  TRY(cpu_scratch(d, CPU_SCRATCH_GEMM, scratch_bytes * (size_t)d->n_threads, &scratch));
+  void *block;
+  TRY(cpu_scratch(d, CPU_SCRATCH_GEMM, scratch_bytes * (size_t)d->n_threads, &block));
+  char *scratch = block; /* one part per thread, as large as any of the primitives needs */
   int64_t n_tiles = t.n_rows * t.n_columns;
   dnnl_status_t failed = dnnl_success;
 #pragma omp parallel num_threads(d->n_threads) if (n_tiles > 1)
@@ -343,8 +344,9 @@ static enum status gemm_tiled(struct device *d, const struct cpu_product *p) {
 #pragma omp for schedule(dynamic, 1)
     for (int64_t i = 0; i < n_tiles; i++) {
       int64_t r = i % t.n_rows, c = i / t.n_rows;
-      dnnl_status_t code = run_tile(cache, entries[r == t.n_rows - 1][c == t.n_columns - 1], omp_get_thread_num(), p,
-                                    r * t.rows, c * t.columns, scratch);
+      int thread = omp_get_thread_num();
+      dnnl_status_t code = run_tile(cache, entries[r == t.n_rows - 1][c == t.n_columns - 1], thread, p, r * t.rows,
+                                    c * t.columns, scratch + (size_t)thread * scratch_bytes);
       if (code != dnnl_success) {
 #pragma omp atomic write
         failed = code;

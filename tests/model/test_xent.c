@@ -88,9 +88,10 @@ static void solve(const struct problem *p, int n_threads, struct opcheck_matrix 
     c = 0;
     for (int r = 0; r < p->ranks; r++) {
       for (int64_t i = 0; i < p->V[r]; i++, c++) {
-        /* p has a relative error of 1e-6 at most; p - 1 an absolute one; bf16 rounds once, half a last place */
+        /* logit - max is rounded at its own size, at most 2 range, and p relatively by as much, besides 1e-6 at most;
+         * p - 1 absolutely; bf16 rounds once, half a last place */
         opcheck_compare(&slope, m, c, opcheck_get(out[r].view, m, i), targets[m] < 0 ? 0 : row[total + c],
-                        c == targets[m] ? 1e-7 : 1e-37, 1e-6 + (p->out == DTYPE_BF16 ? 0x1p-8 : 0));
+                        c == targets[m] ? 1e-7 : 1e-37, 1e-6 + p->range * 0x1p-23 + (p->out == DTYPE_BF16 ? 0x1p-8 : 0));
       }
     }
   }
