@@ -5,7 +5,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 
 #include "io/durable.h"
 #include "io/peft_internal.h"
@@ -112,26 +111,12 @@ out:
   return status;
 }
 
-/* An output directory stands for its newest whole step. */
-static enum status resolve_output(const char *path, char *resolved, size_t size) {
-  struct stat info;
-  char manifest[DURABLE_PATH];
-  int64_t step = -1;
-  TRY(durable_path(manifest, sizeof manifest, "%s/manifest.json", path));
-  TRY(durable_path(resolved, size, "%s", path));
-  if (stat(path, &info) != 0 || !S_ISDIR(info.st_mode) || stat(manifest, &info) == 0) return STATUS_OK;
-  TRY(checkpoint_find_latest(path, resolved, size, &step));
-  if (step < 0)
-    return status_set(STATUS_USAGE, "%s: neither a step directory, nor a PEFT folder, nor has it a whole step", path);
-  return STATUS_OK;
-}
-
 enum status adapter_set_read(const char *path, const struct model_facts *facts, struct adapter_set *set,
                              struct checkpoint_header *header_p) {
   char resolved[DURABLE_PATH];
   memset(set, 0, sizeof *set);
   if (header_p) memset(header_p, 0, sizeof *header_p);
   if (peft_is_folder(path)) return peft_read(path, facts, set);
-  TRY(resolve_output(path, resolved, sizeof resolved));
+  TRY(checkpoint_resolve(path, resolved, sizeof resolved));
   return read_own(resolved, facts, set, header_p);
 }

@@ -65,7 +65,7 @@ struct builder {
   int64_t n_ids, n_mask;   /* their lengths before */
   struct text_buffer text; /* not encoded yet */
   bool target;             /* of that text */
-  bool continues;          /* it goes on after encoded text */
+  enum text_place place;   /* of that text */
 };
 
 static enum status fill_mask(struct builder *b, bool target) {
@@ -75,9 +75,9 @@ static enum status fill_mask(struct builder *b, bool target) {
 
 static enum status flush(struct builder *b) {
   if (b->text.n == 0) return STATUS_OK;
-  TRY(tokenizer_encode_text(b->tokenizer, b->text.data, b->text.n, false, b->continues, b->ids));
+  TRY(tokenizer_encode_text(b->tokenizer, b->text.data, b->text.n, false, b->place, b->ids));
   b->text.n = 0;
-  b->continues = true;
+  b->place = TEXT_CONTINUES;
   return fill_mask(b, b->target);
 }
 
@@ -92,7 +92,7 @@ static enum status put(struct builder *b, const char *text) { return put_text(b,
 static enum status put_id(struct builder *b, int32_t id, bool target) {
   TRY(flush(b));
   TRY(token_list_push(b->ids, id));
-  b->continues = false;
+  b->place = TEXT_AFTER_TOKEN;
   return fill_mask(b, target);
 }
 

@@ -97,6 +97,11 @@ enum status checkpoint_publish(const char *output, int64_t step, const struct ch
  * there is none. Broken ones are skipped with a warning that says why. */
 enum status checkpoint_find_latest(const char *output, char *path, size_t path_size, int64_t *step_p);
 
+/* The adapter that a path stands for: an output directory (no step itself)
+ * stands for its newest whole step, anything else for itself. STATUS_USAGE if
+ * such a directory has no whole step. */
+enum status checkpoint_resolve(const char *path, char *resolved, size_t size);
+
 /* --- one file --- */
 
 /* Write arrays (all whole) as one self-contained file through a temporary

@@ -203,3 +203,15 @@ enum status checkpoint_find_latest(const char *output, char *path, size_t path_s
   *step_p = found;
   return STATUS_OK;
 }
+
+enum status checkpoint_resolve(const char *path, char *resolved, size_t size) {
+  struct stat info;
+  char manifest[DURABLE_PATH];
+  int64_t step = -1;
+  TRY(durable_path(manifest, sizeof manifest, "%s/manifest.json", path));
+  TRY(durable_path(resolved, size, "%s", path));
+  if (stat(path, &info) != 0 || !S_ISDIR(info.st_mode) || stat(manifest, &info) == 0) return STATUS_OK;
+  TRY(checkpoint_find_latest(path, resolved, size, &step));
+  if (step >= 0) return STATUS_OK;
+  return status_set(STATUS_USAGE, "%s: neither a step directory nor an adapter, and no whole step is in it", path);
+}

@@ -169,24 +169,24 @@ static enum status encode_normalized(const struct tokenizer *t, struct encode_wo
 }
 
 static enum status encode_valid(const struct tokenizer *t, struct encode_work *work, const char *text, size_t n,
-                                bool parse_special, bool continues, struct token_list *list) {
+                                bool parse_special, enum text_place place, struct token_list *list) {
   TRY(tokenizer_cut(t, &t->raw, text, n, !parse_special, &work->raw));
   for (size_t i = 0; i < work->raw.n; i++) {
     const struct cut *cut = &work->raw.items[i];
-    bool goes_on = continues && cut->start == 0;
+    bool first = cut->start == 0, goes_on = first && place == TEXT_CONTINUES;
     if (cut->token >= 0) {
       TRY(token_list_push(list, t->added[cut->token].id));
       continue;
     }
     work->text.n = 0;
     TRY(tokenizer_normalize(t, text + cut->start, cut->end - cut->start, goes_on, &work->text));
-    TRY(encode_normalized(t, work, cut->start == 0, goes_on, parse_special, list));
+    TRY(encode_normalized(t, work, first && place != TEXT_AFTER_TOKEN, goes_on, parse_special, list));
   }
   return STATUS_OK;
 }
 
 enum status tokenizer_encode_text(const struct tokenizer *tokenizer, const char *text, size_t n, bool parse_special,
-                                  bool continues, struct token_list *list) {
+                                  enum text_place place, struct token_list *list) {
   struct encode_work work = {0};
   struct text_buffer lossy = {0};
   int64_t before = list->n;
@@ -196,7 +196,7 @@ enum status tokenizer_encode_text(const struct tokenizer *tokenizer, const char 
     text = lossy.data;
     n = lossy.n;
   }
-  TRY_OUT(encode_valid(tokenizer, &work, text, n, parse_special, continues, list));
+  TRY_OUT(encode_valid(tokenizer, &work, text, n, parse_special, place, list));
 out:
   if (status != STATUS_OK) list->n = before;
   text_free(&lossy);
@@ -209,7 +209,7 @@ enum status tokenizer_encode(const struct tokenizer *tokenizer, const char *text
   int64_t before = list->n;
   enum status status = STATUS_OK;
   for (int i = 0; add_special && i < tokenizer->n_prefix; i++) TRY_OUT(token_list_push(list, tokenizer->prefix[i]));
-  TRY_OUT(tokenizer_encode_text(tokenizer, text, length, parse_special, false, list));
+  TRY_OUT(tokenizer_encode_text(tokenizer, text, length, parse_special, TEXT_AT_START, list));
   for (int i = 0; add_special && i < tokenizer->n_suffix; i++) TRY_OUT(token_list_push(list, tokenizer->suffix[i]));
 out:
   if (status != STATUS_OK) list->n = before;

@@ -205,6 +205,11 @@ struct tokenizer {
   char digest[33];
 };
 
+/* Where a text stands, which decides what is put in front of it: a Metaspace's
+ * "first" prefix only at the start, a Prepend or prefix space there and after a
+ * token, nothing where it goes on after other text. */
+enum text_place { TEXT_AT_START, TEXT_AFTER_TOKEN, TEXT_CONTINUES };
+
 enum status tokenizer_normalize(const struct tokenizer *tokenizer, const char *text, size_t n, bool continues,
                                 struct text_buffer *out);
 
@@ -254,9 +259,9 @@ enum status tokenizer_open_json(const char *path, const char *text, size_t n, st
 enum status tokenizer_read_config(struct tokenizer *tokenizer, const char *folder);
 enum status tokenizer_open_gguf(const char *path, struct tokenizer **tokenizer_p);
 
-/* tokenizer_encode without the post-processor. With `continues` the text goes
- * on after other text: no prefix space or Prepend in front. */
+/* tokenizer_encode without the post-processor, for a text that stands at `place`
+ * among other texts and tokens. */
 enum status tokenizer_encode_text(const struct tokenizer *tokenizer, const char *text, size_t n, bool parse_special,
-                                  bool continues, struct token_list *list);
+                                  enum text_place place, struct token_list *list);
 
 #endif

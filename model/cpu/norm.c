@@ -5,22 +5,29 @@
 #include "model/cpu/cpu_internal.h"
 #include "model/cpu/vmath.h"
 
+enum { SUM_BLOCK = 512 }; /* elements summed in f32; the blocks' sums are added in f64 */
+
 /* Mean and 1/std. Two passes: the squares are taken of what is left after the mean, so that a large mean costs no
  * accuracy. */
 static void row_stats(enum norm_kind kind, int64_t n, const float *x, float eps, float stats[2]) {
-  float mean = 0;
-  if (kind == NORM_LAYER) {
+  double total = 0;
+  for (int64_t begin = 0; begin < n && kind == NORM_LAYER; begin += SUM_BLOCK) {
     vf sum = {0};
-    for (int64_t i = 0; i < n; i += VF_LANES) sum += vf_get_row(DTYPE_F32, x, i, n, 0);
-    mean = vf_sum(sum) / (float)n;
+    for (int64_t i = begin; i < begin + SUM_BLOCK && i < n; i += VF_LANES) sum += vf_get_row(DTYPE_F32, x, i, n, 0);
+    total += (double)vf_sum(sum);
   }
-  vf squares = {0};
-  for (int64_t i = 0; i < n; i += VF_LANES) {
-    vf rest = vf_get_row(DTYPE_F32, x, i, n, mean) - mean;
-    squares += rest * rest;
+  float mean = (float)(total / (double)n);
+  total = 0;
+  for (int64_t begin = 0; begin < n; begin += SUM_BLOCK) {
+    vf squares = {0};
+    for (int64_t i = begin; i < begin + SUM_BLOCK && i < n; i += VF_LANES) {
+      vf rest = vf_get_row(DTYPE_F32, x, i, n, mean) - mean;
+      squares += rest * rest;
+    }
+    total += (double)vf_sum(squares);
   }
   stats[0] = mean;
-  stats[1] = 1 / sqrtf(vf_sum(squares) / (float)n + eps);
+  stats[1] = (float)(1 / sqrt(total / (double)n + (double)eps));
 }
 
 VF_INLINE void apply_row(enum dtype y_dtype, int64_t n, const float *x, const float *w, const float *b,

@@ -234,7 +234,8 @@ def case(tokenizer, form, messages, open_assistant):
         if target:
             spans.append((at, at + len(piece)))
         at += len(piece)
-    mask = [int(any(a <= s and e <= b and s < e for a, b in spans)) for s, e in coded["offset_mapping"]]
+    # ByteLevel's trim_offsets shrinks a token of white space to its end.
+    mask = [int(any((a <= s if s < e else a < s) and e <= b for a, b in spans)) for s, e in coded["offset_mapping"]]
     return {"messages": messages, "open": open_assistant, "ids": ids, "mask": "".join(map(str, mask))}
 
 
@@ -250,7 +251,12 @@ def hostile_case(tokenizer, form, messages):
         elif part:
             text = "".join(text for text, _ in segments(part, messages, form[:5] + ("", "", form[7])))
             core.encode_special_tokens = True
+            scheme = getattr(core.pre_tokenizer, "prepend_scheme", None)
+            if ids and scheme == "first":  # here the text is not the first piece
+                core.pre_tokenizer.prepend_scheme = "never"
             ids += core.encode(text, add_special_tokens=False).ids
+            if ids and scheme == "first":
+                core.pre_tokenizer.prepend_scheme = "first"
             core.encode_special_tokens = False
     return {"messages": messages, "open": True, "ids": ids, "mask": "0" * len(ids)}
 

@@ -1,0 +1,67 @@
+/* lorashard gather: one self-contained adapter file from a checkpoint. */
+#include <inttypes.h>
+#include <stdio.h>
+#include <sys/stat.h>
+
+#include "io/checkpoint.h"
+#include "io/durable.h"
+#include "launch/cli.h"
+
+static const struct cli_help help = {
+    .usage = "gather STEP_DIR -o FILE.h5 [--with-optimizer] [--overwrite]",
+    .summary = "Make one self-contained adapter file from a checkpoint's shards.",
+    .details =
+        "STEP_DIR is a step directory (run/step-000100) or a run's output directory, which stands for its "
+        "newest whole step. The file holds the weights; --with-optimizer adds the AdamW moments. Memory use "
+        "is that of the largest single matrix.\n\n"
+        "Example: lorashard gather run -o adapter.h5",
+};
+
+struct arguments {
+  const char *from, *output;
+  bool with_optimizer, overwrite, done;
+};
+
+static enum status parse(int argc, char **argv, struct arguments *a) {
+  const struct cli_option options[] = {
+      {.name = "output,o", .arg = "FILE.h5", .doc = "file to write", .value = &a->output},
+      {.name = "with-optimizer", .doc = "include the optimizer's state", .flag = &a->with_optimizer},
+      {.name = "overwrite", .doc = "replace FILE.h5 if it exists", .flag = &a->overwrite},
+      {NULL},
+  };
+  int n;
+  TRY(cli_parse(&help, options, argc, argv, &a->from, 1, 1, &n, &a->done));
+  if (a->done) return STATUS_OK;
+  if (!a->output) return status_set(STATUS_USAGE, "gather needs -o FILE.h5; see lorashard gather --help");
+  struct stat info;
+  if (stat(a->output, &info) != 0) return STATUS_OK;
+  if (!S_ISREG(info.st_mode)) return status_set(STATUS_USAGE, "%s: exists and is not a file", a->output);
+  if (!a->overwrite) return status_set(STATUS_USAGE, "%s: exists; name another file or give --overwrite", a->output);
+  return STATUS_OK;
+}
+
+static enum status print_result(const char *path) {
+  struct checkpoint *checkpoint = NULL;
+  const struct checkpoint_module *modules;
+  const struct checkpoint_array *arrays;
+  struct stat info = {0};
+  int64_t parameters = 0;
+  TRY(checkpoint_open(path, &checkpoint));
+  int n_modules = checkpoint_modules(checkpoint, &modules), n_arrays = checkpoint_arrays(checkpoint, &arrays);
+  for (int i = 0; i < n_arrays; i++) parameters += arrays[i].rows * arrays[i].cols;
+  stat(path, &info);
+  printf("%s: step %" PRId64 ", %d modules, %" PRId64 " numbers, %.2f MB\n", path, checkpoint_header(checkpoint)->step,
+         n_modules, parameters, (double)info.st_size / 1e6);
+  checkpoint_close(&checkpoint);
+  return STATUS_OK;
+}
+
+enum status cmd_gather(int argc, char **argv) {
+  struct arguments a = {0};
+  char step[DURABLE_PATH];
+  TRY(parse(argc, argv, &a));
+  if (a.done) return STATUS_OK;
+  TRY(checkpoint_resolve(a.from, step, sizeof step));
+  TRY(checkpoint_gather(step, a.output, a.with_optimizer));
+  return print_result(a.output);
+}
