@@ -22,6 +22,15 @@ static int launcher_size(const char **variable) {
   return 0;
 }
 
+int mesh_launcher_rank(void) {
+  static const char *const names[] = {"OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID"};
+  for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
+    const char *value = getenv(names[i]);
+    if (value) return atoi(value);
+  }
+  return 0;
+}
+
 enum status mesh_start(int *world_p, int *rank_p) {
   const char *variable = "";
   int expected = launcher_size(&variable);
@@ -84,8 +93,9 @@ enum status mesh_create(int n_tp, int n_pp, struct mesh **mesh_p) {
     MPI_Comm_rank(MPI_COMM_WORLD, &mesh->rank);
   }
   if (n_tp < 1 || n_pp < 1 || mesh->world % (n_tp * n_pp) != 0) {
-    status = status_set(STATUS_USAGE, "%d ranks cannot be dealt as tp %d x pp %d: the number of ranks must be a multiple of %d",
-                        mesh->world, n_tp, n_pp, n_tp * n_pp);
+    status = status_set(STATUS_USAGE,
+                        "parallel.tp %d does not divide the number of ranks, %d: start %d of them or a multiple (mpirun -n), "
+                        "or set another parallel.tp", n_tp, mesh->world, n_tp * n_pp);
     goto out;
   }
   mesh->n_tp = n_tp;

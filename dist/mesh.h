@@ -27,6 +27,10 @@ struct mesh {
  * *world_p and *rank_p: size and own rank. */
 enum status mesh_start(int *world_p, int *rank_p);
 
+/* The rank that the launcher put into the environment, 0 without one: for a
+ * command that runs on the first rank only and needs no MPI. */
+int mesh_launcher_rank(void);
+
 /* Cut the world into groups; dp = world / (tp pp). STATUS_USAGE when it does not
  * divide. On success the mesh is the caller's. */
 enum status mesh_create(int n_tp, int n_pp, struct mesh **mesh_p);

@@ -49,8 +49,8 @@ enum status chat_template_choose(const char *name, const struct tokenizer *token
   enum chat_template found = text ? recognise(text) : CHAT_NONE;
   if (text && found == CHAT_NONE)
     return status_set(STATUS_DATA,
-                      "%s: its chat template is none of chatml, llama2, llama3, zephyr, alpaca; choose the one that "
-                      "comes closest by name, or none",
+                      "%s: its chat template is none of chatml, llama2, llama3, zephyr, alpaca; set data.chat_template "
+                      "to the one that comes closest",
                       tokenizer->path);
   *template_p = found;
   return STATUS_OK;

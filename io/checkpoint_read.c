@@ -162,7 +162,9 @@ static enum status add_arrays(struct checkpoint *checkpoint, const struct scan *
 static enum status resolve(const char *path, struct checkpoint *checkpoint, int64_t *step_p) {
   struct stat info;
   *step_p = -1;
-  if (stat(path, &info) != 0) return status_set(STATUS_USAGE, "%s: no such adapter", path);
+  if (stat(path, &info) != 0)
+    return status_set(STATUS_USAGE, "%s: no such adapter; name an adapter.h5, a checkpoint directory or a PEFT folder",
+                      path);
   if (S_ISDIR(info.st_mode)) {
     TRY(manifest_check(path, step_p));
     TRY(durable_path(checkpoint->directory, sizeof checkpoint->directory, "%s", path));

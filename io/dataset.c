@@ -50,7 +50,9 @@ static enum status choose_template(const struct dataset_options *options, const 
     const char *name = options->chat_template ? options->chat_template : "auto";
     TRY(chat_template_choose(name, options->tokenizer, &encoder->chat));
     if (encoder->chat == CHAT_NONE)
-      return status_set(STATUS_USAGE, "%s: messages need a chat template and there is none; set data.chat_template",
+      return status_set(STATUS_USAGE,
+                        "%s: messages need a chat template and the tokenizer has none; set data.chat_template (chatml, "
+                        "llama2, llama3, zephyr or alpaca)",
                         source->path);
     break;
   }
@@ -157,7 +159,8 @@ static enum status gather_pieces(struct dataset *dataset) {
   }
   if (dataset->n_pieces > 0) return STATUS_OK;
   const char *path = dataset->sources[0].path, *more = dataset->n_sources > 1 ? " and the other files" : "";
-  if (dataset->counts.documents == 0) return status_set(STATUS_DATA, "%s%s: no samples", path, more);
+  if (dataset->counts.documents == 0)
+    return status_set(STATUS_DATA, "%s%s: no samples; give a file with at least one record", path, more);
   return status_set(STATUS_DATA,
                     "%s%s: none of %lld samples has a target (%lld are longer than data.seq_len); raise "
                     "data.seq_len or check the data",

@@ -50,7 +50,9 @@ enum status hdf5_fail(enum status code, const char *path, const char *call, cons
   const char *base = strrchr(file, '/');
   bool locking = strstr(reason, "lock file") != NULL;
   return status_set(code, "%s: %s at %s:%d: %s%s", path, function, base ? base + 1 : file, line, reason,
-                    locking ? "; set the environment variable HDF5_USE_FILE_LOCKING to FALSE" : "");
+                    locking               ? "; set the environment variable HDF5_USE_FILE_LOCKING to FALSE"
+                    : code == STATUS_DATA ? "; the file is damaged, copy it again or take another"
+                                          : "");
 }
 
 void hdf5_release(hid_t id) {
@@ -85,7 +87,8 @@ static enum status check_signature(const char *path, int64_t *size_p) {
   close(fd);
   if (!regular) return status_set(STATUS_DATA, "%s: not a regular file", path);
   if (n < (ssize_t)sizeof head || memcmp(head, "\211HDF\r\n\032\n", 8) != 0)
-    return status_set(STATUS_DATA, "%s: not an HDF5 file", path);
+    return status_set(STATUS_DATA, "%s: not an HDF5 file; name an adapter.h5, a checkpoint directory or a PEFT folder",
+                      path);
   if (head[8] < 2 || head[8] > 3)
     return status_set(STATUS_DATA,
                       "%s: HDF5 superblock version %d has no checksums; convert it with "

@@ -200,7 +200,8 @@ static enum status open_weights(struct hf_folder *folder, const char *path) {
                       "%s: only pytorch_model.bin, a pickle, which is not read; load the model with transformers and "
                       "save_pretrained it (safetensors)",
                       path);
-  return status_set(STATUS_USAGE, "%s: no model.safetensors and no model.safetensors.index.json", path);
+  return status_set(STATUS_USAGE, "%s: no model.safetensors and no model.safetensors.index.json; download the weights",
+                    path);
 }
 
 enum status hf_folder_open(const char *path, struct hf_folder **folder_p) {

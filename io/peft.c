@@ -6,11 +6,13 @@
 #include "io/peft.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "io/durable.h"
 #include "io/peft_internal.h"
@@ -219,6 +221,15 @@ static enum status write_config(const char *folder, const struct layout *layout,
   return status;
 }
 
+/* Take away a folder that did not become whole; the failure's message stays. */
+static void remove_files(const char *folder) {
+  static const char *const names[] = {"adapter_model.safetensors", "adapter_config.json"};
+  char path[PATH_MAX];
+  for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
+    if (snprintf(path, sizeof path, "%s/%s", folder, names[i]) < (int)sizeof path) unlink(path);
+  rmdir(folder);
+}
+
 enum status peft_write(const char *folder, const struct adapter_set *set, const struct model_facts *facts,
                        const char *base_name) {
   struct layout layout = {.arch = arch_find(facts->family), .facts = facts};
@@ -227,12 +238,14 @@ enum status peft_write(const char *folder, const struct adapter_set *set, const 
     return status_set(STATUS_USAGE, "%s: unknown family \"%s\"; known: %s", folder, facts->family, arch_list());
   TRY_OUT(group_modules(set, &layout));
   choose_uniform(set, &layout);
-  if (mkdir(folder, 0777) != 0 && errno != EEXIST) {
+  bool made = mkdir(folder, 0777) == 0;
+  if (!made && errno != EEXIST) {
     status = status_set(STATUS_SYSTEM, "%s: cannot create: %s", folder, strerror(errno));
     goto out;
   }
-  TRY_OUT(write_tensors(folder, &layout));
-  TRY_OUT(write_config(folder, &layout, base_name));
+  status = write_tensors(folder, &layout);
+  if (status == STATUS_OK) status = write_config(folder, &layout, base_name);
+  if (status != STATUS_OK && made) remove_files(folder);
 out:
   free(layout.targets);
   return status;

@@ -78,7 +78,7 @@ static const char *explain_key(const char *key) {
   if (strstr(key, "lora_embedding_")) return "adapters on embeddings are not supported";
   if (strstr(key, ".bias")) return "trained biases are not supported";
   if (!strstr(key, ".lora_")) return "modules_to_save are not supported";
-  return "is not understood";
+  return "is not understood; only lora_A.weight and lora_B.weight are";
 }
 
 static enum status claim_key(const char *path, const struct safetensors_tensor *tensor, struct target_list *list) {

@@ -20,7 +20,7 @@ static enum status bad(const struct tokenizer *t, const char *what) {
 }
 
 static enum status unsupported(const struct tokenizer *t, const char *stage, const char *name) {
-  return status_set(STATUS_DATA, "%s: %s \"%s\" is not supported", t->path, stage, name);
+  return status_set(STATUS_DATA, "%s: %s \"%s\" is not supported (docs/files.md lists what is)", t->path, stage, name);
 }
 
 static bool is_absent(const json_t *value) { return !value || json_is_null(value); }
@@ -231,7 +231,7 @@ static enum status read_split(const struct tokenizer *t, const json_t *stage, st
 static enum status read_scheme(const struct tokenizer *t, const json_t *stage, enum prepend_scheme *scheme) {
   static const char *const names[] = {"always", "first", "never"};
   const json_t *value = json_object_get(stage, "prepend_scheme");
-  bool prefix;
+  bool prefix = false;
   TRY(get_bool(t, stage, "add_prefix_space", true, &prefix));
   *scheme = prefix ? PREPEND_ALWAYS : PREPEND_NEVER;
   if (is_absent(value)) return STATUS_OK;
@@ -276,7 +276,7 @@ static enum status read_pretokenizer(struct tokenizer *t, const json_t *stage, i
   struct pretokenizer *row = &t->pretokenizers[t->n_pretokenizers++];
   *row = (struct pretokenizer){.kind = PRETOKENIZE_BYTELEVEL};
   if (strcmp(type, "ByteLevel") == 0) {
-    bool use_regex;
+    bool use_regex = false;
     TRY(get_bool(t, stage, "use_regex", true, &use_regex));
     TRY(get_bool(t, stage, "add_prefix_space", true, &row->add_prefix_space));
     return use_regex ? compile(t, bytelevel_pattern, strlen(bytelevel_pattern), row) : STATUS_OK;

@@ -56,6 +56,9 @@ static enum status evaluate(const struct arguments *a, struct job *job, struct d
   TRY(ranks_agree(batcher_create(*data, config->data.seq_len, config->train.micro_batch, false, 0, batcher)));
   TRY(ranks_agree(model_prepare(job->model, batcher->max_tokens, false)));
   ranks_must(evaluate_run(job, batcher, &result));
+  if (!isfinite(result.loss))
+    return ranks_agree(status_set(STATUS_DATA, "the loss is not finite: weights of %s%s%s are damaged", job->source->path,
+                                  a->model.adapter ? " or " : "", a->model.adapter ? a->model.adapter : ""));
   print(&result, dataset_counts(*data), a->json);
   return STATUS_OK;
 }

@@ -109,16 +109,16 @@ static enum status generate(const struct arguments *a, const struct request *req
     status = status_set(STATUS_SYSTEM, "out of memory for logits");
   TRY(ranks_agree(status));
   ranks_must(transformer_decode(job->model, cache, ids->ids, n_prompt, logits));
-  for (int64_t i = 0; i < request->max_tokens; i++) {
+  for (int64_t i = 0; i < request->max_tokens && status == STATUS_OK; i++) {
     int32_t token = 0;
-    ranks_must(sampling_choose(&request->sampling, logits, V, ids->n, &token));
-    if (tokenizer_is_end(job->tokenizer, token)) break;
+    status = sampling_choose(&request->sampling, logits, V, ids->n, &token); /* the same on every rank */
+    if (status != STATUS_OK || tokenizer_is_end(job->tokenizer, token)) break;
     ranks_must(token_list_push(ids, token));
     if (i + 1 < request->max_tokens) ranks_must(transformer_decode(job->model, cache, &token, 1, logits));
   }
   free(logits);
   kv_cache_destroy(job->model, &cache);
-  return ranks_agree(print(a, job, ids, n_prompt));
+  return ranks_agree(status == STATUS_OK ? print(a, job, ids, n_prompt) : status);
 }
 
 static enum status run(int argc, char **argv) {

@@ -8,12 +8,10 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "dist/mesh.h"
 #include "io/base_model.h"
 #include "io/durable.h"
 #include "launch/cli.h"
 #include "launch/merge_output.h"
-#include "launch/ranks.h"
 
 static const struct cli_help help = {
     .usage = "merge --base BASE --adapter ADAPTER -o DIR [--dtype keep|f32|f16|bf16] [--overwrite] [--any-base]",
@@ -166,7 +164,7 @@ static void print_report(const struct arguments *a, const struct merge_report *r
     printf("nothing was rounded\n");
 }
 
-static enum status merge(int argc, char **argv) {
+enum status cmd_merge(int argc, char **argv) {
   struct arguments a = {0};
   struct merge_request request = {0};
   struct merge_report report = {0};
@@ -191,15 +189,3 @@ out:
   base_model_close(&request.source);
   return status;
 }
-
-/* One process does it all; under mpirun the others wait. */
-static enum status merge_on_first_rank(int argc, char **argv) {
-  struct mesh *mesh = NULL;
-  enum status status = mesh_create(1, 1, &mesh);
-  if (status == STATUS_OK && mesh->rank == 0) status = merge(argc, argv);
-  status = ranks_agree(status);
-  mesh_destroy(&mesh);
-  return status;
-}
-
-enum status cmd_merge(int argc, char **argv) { return ranks_run(argc, argv, merge_on_first_rank); }

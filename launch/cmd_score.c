@@ -1,6 +1,7 @@
 /* lorashard score: the log-probability of each token of a sequence. */
 #include <errno.h>
 #include <inttypes.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -89,10 +90,15 @@ static enum status score(struct job *job, const struct token_list *list) {
                         .n_segments = 1};
   double loss = 0;
   ranks_must(transformer_loss(job->model, &batch, &loss, nll));
-  print(list, nll);
+  enum status status = STATUS_OK;
+  if (isfinite(loss))
+    print(list, nll);
+  else
+    status = ranks_agree(status_set(STATUS_DATA, "the log-probabilities are not finite: weights of %s or of the adapter are "
+                                    "damaged", job->source->path));
   free(positions);
   free(nll);
-  return STATUS_OK;
+  return status;
 }
 
 static enum status run(int argc, char **argv) {

@@ -80,7 +80,8 @@ static enum status print_text(const struct tokenizer *tokenizer, const struct ar
     errno = 0;
     long id = strtol(at, &end, 10);
     if (end == at || errno || id < 0 || id > INT32_MAX) {
-      status = status_set(STATUS_USAGE, "standard input: '%.20s' is not a token id", at);
+      status = status_set(STATUS_USAGE, "standard input: '%.*s' is not a token id; give whole numbers from 0",
+                          (int)strcspn(at, ", \t\r\n"), at);
       goto out;
     }
     TRY_OUT(token_list_push(&list, (int32_t)id));

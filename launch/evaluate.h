@@ -18,7 +18,8 @@ struct evaluation {
 enum status evaluate_open_data(const struct job *job, const struct string_list *files, const char *cache_dir,
                                struct dataset **data_p);
 
-/* Collective. The model must be prepared for batcher->max_tokens. */
+/* Collective. The model must be prepared for batcher->max_tokens. The loss may
+ * come out as NAN or INFINITY. */
 enum status evaluate_run(struct job *job, struct batcher *batcher, struct evaluation *result);
 
 #endif

@@ -2,9 +2,11 @@
  * main.c: the subcommand table, and the one place where a failure becomes a
  * line on stderr and an exit code.
  */
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 
+#include "dist/mesh.h"
 #include "io/config.h"
 #include "io/log.h"
 #include "io/nearest.h"
@@ -25,19 +27,20 @@ static enum status cmd_help_config(int argc, char **argv) {
 static const struct {
   const char *name;
   cli_command_func_t *run;
+  bool on_all_ranks; /* else the launcher's first rank does it alone */
   const char *summary;
 } commands[] = {
-    {"train", cmd_train, "fine-tune adapters; start it with mpirun for several ranks"},
-    {"eval", cmd_eval, "loss of a base model, with or without an adapter, on a data set"},
-    {"score", cmd_score, "log-probability of each token of a text"},
-    {"generate", cmd_generate, "continue a prompt"},
-    {"gather", cmd_gather, "make one self-contained adapter file from a checkpoint"},
-    {"export", cmd_export, "write an adapter for other programs (PEFT, vLLM)"},
-    {"merge", cmd_merge, "write the base model with an adapter added in"},
-    {"inspect", cmd_inspect, "show what a model, checkpoint or adapter holds"},
-    {"tokenize", cmd_tokenize, "show the token ids of a text"},
-    {"doctor", cmd_doctor, "check this machine and the build"},
-    {"help-config", cmd_help_config, "print every configuration key"},
+    {"train", cmd_train, true, "fine-tune adapters; start it with mpirun for several ranks"},
+    {"eval", cmd_eval, true, "loss of a base model, with or without an adapter, on a data set"},
+    {"score", cmd_score, true, "log-probability of each token of a text"},
+    {"generate", cmd_generate, true, "continue a prompt"},
+    {"gather", cmd_gather, false, "make one self-contained adapter file from a checkpoint"},
+    {"export", cmd_export, false, "write an adapter for other programs (PEFT, vLLM)"},
+    {"merge", cmd_merge, false, "write the base model with an adapter added in"},
+    {"inspect", cmd_inspect, false, "show what a model, checkpoint or adapter holds"},
+    {"tokenize", cmd_tokenize, false, "show the token ids of a text"},
+    {"doctor", cmd_doctor, true, "check this machine and the build"},
+    {"help-config", cmd_help_config, false, "print every configuration key"},
 };
 
 #define N_COMMANDS ((int)(sizeof commands / sizeof commands[0]))
@@ -85,7 +88,16 @@ static enum status run(int argc, char **argv) {
   return run_command(argc - 1, argv + 1);
 }
 
+static bool on_all_ranks(const char *name) {
+  for (int i = 0; i < N_COMMANDS; i++)
+    if (strcmp(name, commands[i].name) == 0) return commands[i].on_all_ranks;
+  return false;
+}
+
 int main(int argc, char **argv) {
+  /* A limit on file sizes is to be met where the write fails. */
+  signal(SIGXFSZ, SIG_IGN);
+  if (mesh_launcher_rank() > 0 && !(argc > 1 && on_all_ranks(argv[1]))) return 0;
   enum status status = run(argc, argv);
   if (fflush(stdout) != 0 || ferror(stdout))
     if (status == STATUS_OK) status = status_set(STATUS_SYSTEM, "cannot write to standard output");

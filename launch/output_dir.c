@@ -58,11 +58,20 @@ static enum status scan(const char *path, bool remove, bool *found) {
 
 enum status output_dir_prepare(const char *path, bool resume, bool overwrite) {
   bool found = false;
-  TRY(make_directories(path));
-  TRY(scan(path, false, &found));
-  if (!found || resume) return STATUS_OK;
-  if (!overwrite)
+  if (!resume || access(path, F_OK) == 0) {
+    TRY(make_directories(path));
+    TRY(scan(path, false, &found));
+  }
+  if (resume && !found)
+    return status_set(STATUS_USAGE, "--resume: %s holds no run to go on with: name the output of that run, or leave out "
+                      "--resume to begin one", path);
+  if (found && !resume && !overwrite)
     return status_set(STATUS_USAGE, "output directory %s holds another run: give another output, --resume to go on with it, "
                       "or --overwrite to replace it", path);
+  return STATUS_OK;
+}
+
+enum status output_dir_clear(const char *path) {
+  bool found = false;
   return scan(path, true, &found);
 }

@@ -9,8 +9,11 @@
 #include "io/status.h"
 
 /* Make the directory (and its parents), or accept an existing one: empty or
- * foreign files are fine; one that holds a run is STATUS_USAGE unless `resume`
- * (kept) or `overwrite` (the run's own files are removed, nothing else). */
+ * foreign files are fine; one that holds a run is STATUS_USAGE unless `resume` or
+ * `overwrite`. With `resume` one that holds no run is STATUS_USAGE, and is not made. */
 enum status output_dir_prepare(const char *path, bool resume, bool overwrite);
+
+/* Remove the files of the run that the directory holds, nothing else. */
+enum status output_dir_clear(const char *path);
 
 #endif

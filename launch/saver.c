@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "io/checkpoint_writer.h"
+#include "io/durable.h"
 #include "launch/adapter_plan.h"
 #include "launch/ranks.h"
 
@@ -15,6 +16,7 @@ struct saver {
   int keep_last;
   bool writes;  /* this rank owns parts */
   bool pending; /* begun, not yet published */
+  bool failed;  /* this rank's part of it */
   int64_t step;
   struct checkpoint_writer *writer;
   struct checkpoint_header header;
@@ -100,6 +102,27 @@ void saver_destroy(struct saver **saver_p) {
   *saver_p = NULL;
 }
 
+/* Remove the unpublished step's directory; the failure's message stays. */
+static enum status remove_unpublished(const struct saver *saver, enum status failure) {
+  char directory[DURABLE_PATH], message[1024];
+  snprintf(message, sizeof message, "%s", status_message());
+  if (durable_path(directory, sizeof directory, "%s/step-%06" PRId64 ".tmp", saver->output, saver->step) == STATUS_OK)
+    durable_remove_directory(directory);
+  return status_set(failure, "%s", message);
+}
+
+void saver_settle(struct saver *saver) {
+  char message[1024];
+  if (!saver || !saver->pending) return;
+  snprintf(message, sizeof message, "%s", status_message());
+  if (ranks_agree(saver->failed ? STATUS_SYSTEM : saver_wait(saver)) == STATUS_OK)
+    saver_publish(saver);
+  else if (saver->job->mesh->rank == 0)
+    remove_unpublished(saver, STATUS_SYSTEM);
+  saver->pending = false;
+  status_set(STATUS_OK, "%s", message);
+}
+
 static void fill_state(const struct run_state *state, struct checkpoint_header *header) {
   header->step = state->step;
   header->epoch = state->samples / state->rows;
@@ -127,22 +150,27 @@ enum status saver_begin(struct saver *saver, const struct run_state *state) {
 
 enum status saver_poll(struct saver *saver, bool *busy) {
   bool done = true;
-  if (saver->pending && saver->writes) TRY(checkpoint_writer_poll(saver->writer, &done));
+  enum status status = STATUS_OK;
+  if (saver->pending && saver->writes) status = checkpoint_writer_poll(saver->writer, &done);
+  saver->failed = status != STATUS_OK;
   *busy = !done;
-  return STATUS_OK;
+  return status;
 }
 
 bool saver_pending(const struct saver *saver) { return saver->pending; }
 
 enum status saver_wait(struct saver *saver) {
-  return saver->pending && saver->writes ? checkpoint_writer_wait(saver->writer) : STATUS_OK;
+  enum status status = saver->pending && saver->writes ? checkpoint_writer_wait(saver->writer) : STATUS_OK;
+  saver->failed = status != STATUS_OK;
+  return status;
 }
 
 enum status saver_publish(struct saver *saver) {
   saver->pending = false;
   if (saver->job->mesh->rank != 0) return STATUS_OK;
-  return checkpoint_publish(saver->output, saver->step, &saver->header, saver->modules, saver->job->adapters.n,
-                            saver->config_text, saver->keep_last);
+  enum status status = checkpoint_publish(saver->output, saver->step, &saver->header, saver->modules,
+                                          saver->job->adapters.n, saver->config_text, saver->keep_last);
+  return status == STATUS_OK ? STATUS_OK : remove_unpublished(saver, status);
 }
 
 /* --- the way back --- */
@@ -172,8 +200,8 @@ static enum status check_run(const struct job *job, const struct checkpoint_head
   if (strcmp(header->base_fingerprint, job->fingerprint) != 0)
     return status_set(STATUS_USAGE, "%s was trained on another base (%s): resume with that base", directory, header->base_path);
   if (header->seed != job->config->train.seed)
-    return status_set(STATUS_USAGE, "%s was trained with train.seed %" PRIu64 ", not %" PRIu64, directory, header->seed,
-                      job->config->train.seed);
+    return status_set(STATUS_USAGE, "%s was trained with train.seed %" PRIu64 ", not %" PRIu64 ": resume with that seed",
+                      directory, header->seed, job->config->train.seed);
   if (strcmp(header->data_digest, data_digest) != 0 || header->cursor >= rows)
     return status_set(STATUS_USAGE, "%s was trained on other data (or another data.seq_len, packing or template): resume with "
                       "the same, or start a new run from it with lora.adapter", directory);

@@ -22,6 +22,10 @@ struct run_state {
 enum status saver_create(const struct job *job, const char *output, int keep_last, struct saver **saver_p);
 void saver_destroy(struct saver **saver_p);
 
+/* After a failure that all ranks agreed on, whose message stays: publish the
+ * checkpoint that was being written, or remove what could not be. Collective. */
+void saver_settle(struct saver *saver);
+
 /* Begin a checkpoint of the present state: every rank calls it; returns when the
  * snapshot is taken. At most one is under way: call saver_finish before. */
 enum status saver_begin(struct saver *saver, const struct run_state *state);

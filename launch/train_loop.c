@@ -80,7 +80,8 @@ static enum status resume(struct run *run) {
   enum status status = STATUS_OK;
   if (speaks(run)) status = checkpoint_find_latest(run->config->output, found.path, sizeof found.path, &found.step);
   if (status == STATUS_OK && speaks(run) && found.step < 0)
-    status = status_set(STATUS_USAGE, "--resume: %s holds no whole checkpoint to go on from", run->config->output);
+    status = status_set(STATUS_USAGE, "--resume: %s holds no whole checkpoint to go on from: begin anew with --overwrite",
+                        run->config->output);
   TRY(ranks_agree(status));
   TRY(comm_broadcast(run->job->mesh->control, &found, sizeof found, 0));
   TRY(ranks_agree(saver_restore(run->job, found.path, dataset_rows(run->data), dataset_digest(run->data), &run->state)));
@@ -127,13 +128,18 @@ static enum status prepare(struct run *run, const struct train_options *options)
   if (run->eval_batcher.max_tokens > tokens) tokens = run->eval_batcher.max_tokens;
   TRY(ranks_agree(model_prepare(job->model, tokens, true)));
   if (options->resume) TRY(resume(run));
+  /* A run is replaced only by one that can begin. */
+  if (options->overwrite && speaks(run)) status = output_dir_clear(config->output);
+  TRY(ranks_agree(status));
   TRY(ranks_agree(saver_create(job, config->output, (int)config->checkpoint.keep_last, &run->saver)));
   TRY(ranks_agree(open_outputs(run)));
   if (speaks(run))
     log_info("memory    %.1f MB of activations, %.1f MB of adapters with gradients and moments",
              1e-6 * (double)job->model->acts.memory.total, 1e-6 * (double)job->adapters.params.memory_bytes);
   stop_signal_watch();
-  return ranks_agree(watchdog_start(config->dist.timeout_s, watchdog_bites));
+  /* Ranks that wait for the same one are to bark one after the other: the first ends the job. */
+  double later = 0.5 * (job->mesh->rank < 8 ? job->mesh->rank : 8);
+  return ranks_agree(watchdog_start(config->dist.timeout_s + later, watchdog_bites));
 }
 
 /* --- the loop --- */
@@ -237,6 +243,7 @@ enum status train_run(struct job *job, const struct train_options *options) {
   if (status == STATUS_OK)
     log_info("saved     %s/step-%06" PRId64 " (gather it with: lorashard gather %s/step-%06" PRId64 " -o adapter.h5)",
              job->config->output, run.state.step, job->config->output, run.state.step);
+  if (status != STATUS_OK) saver_settle(run.saver);
   watchdog_stop();
   saver_destroy(&run.saver);
   metrics_close(&run.metrics);

@@ -86,6 +86,8 @@ enum status train_step(struct job *job, struct batcher *batcher, const struct tr
   TRY(exchange(job->mesh, &micro.loss, &square, signals));
   result->loss = micro.loss / (double)result->targets;
   result->grad_norm = sqrt(square);
+  if (isnan(result->loss)) result->loss = NAN; /* its sign means nothing and would be printed */
+  if (isnan(result->grad_norm)) result->grad_norm = NAN;
   bool finite = isfinite(result->loss) && isfinite(square);
   result->skipped = !finite && config->train.skip_nan;
   result->not_finite = !finite && !result->skipped;
@@ -117,7 +119,8 @@ enum status train_explain(struct job *job, struct batcher *batcher, const struct
   double first = L + 1;
   TRY(for_micro_batches(job, batcher, state, result->samples, explain_micro, &first));
   TRY(comm_all_reduce_f64(job->mesh->control, &first, 1, REDUCE_MIN));
-  const char *advice = "lower train.lr, check the data, or set train.skip_nan: true";
+  const char *advice = state->step == 0 ? "nothing was trained yet, so check the base's weights, and lora.adapter if it is set"
+                                        : "lower train.lr, check the data, or set train.skip_nan: true";
   if (first < 0)
     return status_set(STATUS_DATA, "step %" PRId64 ": loss is not finite (%g); the embeddings already are not: the base's weights are damaged",
                       state->step + 1, result->loss);

@@ -25,6 +25,9 @@ static int32_t likeliest(const float *logits, int64_t n) {
 
 enum status sampling_choose(const struct sampling *sampling, const float *logits, int64_t n, int64_t position,
                             int32_t *token) {
+  for (int64_t i = 0; i < n; i++)
+    if (!isfinite(logits[i]))
+      return status_set(STATUS_DATA, "the logits are not finite: weights of the base or of the adapter are damaged");
   int32_t best = likeliest(logits, n);
   *token = best;
   if (sampling->temperature <= 0) return STATUS_OK;

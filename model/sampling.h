@@ -16,7 +16,7 @@ struct sampling {
 
 /* The token chosen as number `position` of the sequence from logits [n]: a pure
  * function of its arguments. Source: Holtzman et al. 2020 (nucleus sampling).
- * STATUS_SYSTEM when out of memory. */
+ * STATUS_DATA when a logit is not finite, STATUS_SYSTEM when out of memory. */
 enum status sampling_choose(const struct sampling *sampling, const float *logits, int64_t n, int64_t position,
                             int32_t *token);
 

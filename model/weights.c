@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "io/log.h"
 #include "model/weights_read.h"
 
 /* What is being built: the names' prefix and the list of reads to do. */
@@ -210,6 +211,36 @@ static enum status plan_all(struct plan *plan) {
   return want_head(plan);
 }
 
+/* Masks and rotary tables that old files hold beside the weights, and the stored copy of a tied head. */
+static bool is_no_weight(const struct plan *plan, const char *name) {
+  static const char *const ends[] = {".attn.bias", ".attention.bias", ".masked_bias", ".inv_freq"};
+  size_t n = strlen(name);
+  for (size_t i = 0; i < sizeof ends / sizeof ends[0]; i++)
+    if (n >= strlen(ends[i]) && strcmp(name + n - strlen(ends[i]), ends[i]) == 0) return true;
+  size_t head = plan->facts->tied_head && plan->arch->head ? strlen(plan->arch->head) : 0;
+  return head > 0 && strncmp(name, plan->arch->head, head) == 0;
+}
+
+static bool is_read(const struct plan *plan, const char *name) {
+  for (int i = 0; i < plan->reads.n; i++)
+    if (strcmp(plan->reads.items[i].info->name, name) == 0) return true;
+  return false;
+}
+
+/* Weights that the model has no place for are a sign of another model's config.json. */
+static void warn_of_unread(const struct plan *plan) {
+  const char *first = NULL;
+  int64_t n = 0;
+  for (int64_t i = 0; i < plan->source->n_tensors; i++) {
+    const char *name = plan->source->at(plan->source, i)->name;
+    if (is_no_weight(plan, name) || is_read(plan, name)) continue;
+    if (n++ == 0) first = name;
+  }
+  if (n > 0)
+    log_warn("%s: %lld tensors are not part of a %s model as config.json describes it and are left out, the first "
+             "'%.200s': is that config.json this model's?", plan->source->path, (long long)n, plan->facts->family, first);
+}
+
 enum status weights_load(struct device *device, struct tensor_source *source, const struct shard *shard,
                          enum weight_storage storage, enum dtype compute, struct weights *weights) {
   enum status status = STATUS_OK;
@@ -217,6 +248,7 @@ enum status weights_load(struct device *device, struct tensor_source *source, co
   struct plan plan = {.source = source, .facts = &source->facts, .shard = shard, .storage = storage, .compute = compute,
                       .weights = weights};
   TRY_OUT(plan_all(&plan));
+  warn_of_unread(&plan);
   TRY_OUT(memory_commit(&weights->memory, device));
   TRY_OUT(read_list_run(&plan.reads, source));
   if (source->facts.tied_head) weights->head = weights->embed;

@@ -26,14 +26,14 @@ void read_list_free(struct read_list *list) {
 
 enum status read_check_shape(const struct tensor_info *info, int64_t rows, int64_t cols) {
   if (info->n_dims == 2 && info->shape[0] == rows && info->shape[1] == cols) return STATUS_OK;
-  return status_set(STATUS_DATA, "%s: tensor '%s' has shape [%lld, %lld] (%d dimensions), but the configuration says [%lld, %lld]",
+  return status_set(STATUS_DATA, "%s: tensor '%s' has shape [%lld, %lld] (%d dimensions), but config.json says [%lld, %lld]: the download is damaged or config.json is another model's",
                     info->file, info->name, (long long)info->shape[0], info->n_dims > 1 ? (long long)info->shape[1] : 0LL,
                     info->n_dims, (long long)rows, (long long)cols);
 }
 
 enum status read_check_vector(const struct tensor_info *info, int64_t n) {
   if (info->n_dims == 1 && info->shape[0] == n) return STATUS_OK;
-  return status_set(STATUS_DATA, "%s: tensor '%s' has %d dimensions, the first of %lld, but the configuration says [%lld]",
+  return status_set(STATUS_DATA, "%s: tensor '%s' has %d dimensions, the first of %lld, but config.json says [%lld]: the download is damaged or config.json is another model's",
                     info->file, info->name, info->n_dims, (long long)info->shape[0], (long long)n);
 }
 

@@ -61,14 +61,13 @@ typedef void forward_function(int64_t n, const void *gate, const void *up, void 
 typedef void backward_function(int64_t n, const void *gate, const void *up, const void *dh, void *dgate, void *dup);
 
 /* One compiled row function per kind, number format and gating. */
-#define ROW_FUNCTIONS(name, kind, dtype)                                                                      \
-  static void forward_##name(int64_t n, const void *gate, const void *up, void *h) {                          \
-    gate ? forward_row(kind, dtype, n, gate, up, h) : forward_row(kind, dtype, n, NULL, up, h);               \
-  }                                                                                                           \
-  static void backward_##name(int64_t n, const void *gate, const void *up, const void *dh, void *dgate,       \
-                              void *dup) {                                                                    \
-    gate ? backward_row(kind, dtype, n, gate, up, dh, dgate, dup)                                             \
-         : backward_row(kind, dtype, n, NULL, up, dh, NULL, dup);                                             \
+#define ROW_FUNCTIONS(name, kind, dtype)                                                                             \
+  static void forward_##name(int64_t n, const void *gate, const void *up, void *h) {                                 \
+    gate ? forward_row(kind, dtype, n, gate, up, h) : forward_row(kind, dtype, n, NULL, up, h);                      \
+  }                                                                                                                  \
+  static void backward_##name(int64_t n, const void *gate, const void *up, const void *dh, void *dgate, void *dup) { \
+    gate ? backward_row(kind, dtype, n, gate, up, dh, dgate, dup)                                                    \
+         : backward_row(kind, dtype, n, NULL, up, dh, NULL, dup);                                                    \
   }
 ROW_FUNCTIONS(gelu_f32, ACTIVATION_GELU, DTYPE_F32)
 ROW_FUNCTIONS(gelu_bf16, ACTIVATION_GELU, DTYPE_BF16)

@@ -12,13 +12,13 @@
 
 /* One thread's memory. */
 struct forward_work {
-  float *q, *o;           /* [TILE_QUERIES, ld]: scaled queries; sums of p v */
-  float *keys;            /* [ld, TILE_KEYS] */
-  float *values;          /* [TILE_KEYS, ld] */
-  float *score;           /* [TILE_ROWS, TILE_KEYS] */
-  float *sum;             /* [TILE_QUERIES, VF_LANES] partial sums of p */
-  float *max, *inverse;   /* [TILE_QUERIES + VF_LANES] running maximum; 1 / sum of p */
-  uint64_t started;       /* bit b: block b of the tile has seen keys */
+  float *q, *o;         /* [TILE_QUERIES, ld]: scaled queries; sums of p v */
+  float *keys;          /* [ld, TILE_KEYS] */
+  float *values;        /* [TILE_KEYS, ld] */
+  float *score;         /* [TILE_ROWS, TILE_KEYS] */
+  float *sum;           /* [TILE_QUERIES, VF_LANES] partial sums of p */
+  float *max, *inverse; /* [TILE_QUERIES + VF_LANES] running maximum; 1 / sum of p */
+  uint64_t started;     /* bit b: block b of the tile has seen keys */
   struct query_tile tile;
 };
 
@@ -89,7 +89,7 @@ static void forward_keys(const struct attention_plan *plan, struct forward_work 
   int n_keys = tile->key_end - k0 < TILE_KEYS ? tile->key_end - k0 : TILE_KEYS;
   int64_t row = (int64_t)tile->segment->k + k0, column = (int64_t)tile->unit->kv_head * args->head_dim;
   cpu_tile_pack_transposed(args->k, row, n_keys, column, args->head_dim, work->keys);
-  cpu_tile_pack(args->v, row, n_keys, column, args->head_dim, 1, work->values, plan->ld, plan->ld);
+  cpu_tile_pack(args->v, row, n_keys, column, args->head_dim, work->values, plan->ld);
   for (int block = 0; block < tile->n_blocks; block++) {
     struct key_span span;
     if (!key_span_find(plan, tile, block, k0, n_keys, &span)) continue;

@@ -27,13 +27,13 @@ struct backward {
 
 /* One thread's memory. */
 struct backward_work {
-  float *q, *d_o, *dq;       /* [TILE_QUERIES, ld]; q scaled to log2 units */
-  float *p, *ds;             /* [TILE_QUERIES, TILE_KEYS] */
-  float *keys, *values;      /* [ld, TILE_KEYS] */
-  float *key_rows;           /* [TILE_KEYS, ld] */
-  float *lse, *inner;        /* [TILE_QUERIES + VF_LANES] log-sum-exp in log2 units; D */
-  float *dk, *dv;            /* [rows_kept, ld] */
-  uint64_t started;          /* bit b: block b of dq holds a sum */
+  float *q, *d_o, *dq;  /* [TILE_QUERIES, ld]; q scaled to log2 units */
+  float *p, *ds;        /* [TILE_QUERIES, TILE_KEYS] */
+  float *keys, *values; /* [ld, TILE_KEYS] */
+  float *key_rows;      /* [TILE_KEYS, ld] */
+  float *lse, *inner;   /* [TILE_QUERIES + VF_LANES] log-sum-exp in log2 units; D */
+  float *dk, *dv;       /* [rows_kept, ld] */
+  uint64_t started;     /* bit b: block b of dq holds a sum */
   struct query_tile tile;
 };
 
@@ -94,13 +94,13 @@ static int load_keys(const struct backward *job, struct backward_work *work, con
   int64_t row = (int64_t)segment->k + k0, column = (int64_t)kv * args->head_dim, ld = job->plan.ld;
   cpu_tile_pack_transposed(args->k, row, n_keys, column, args->head_dim, work->keys);
   cpu_tile_pack_transposed(args->v, row, n_keys, column, args->head_dim, work->values);
-  cpu_tile_pack(args->k, row, n_keys, column, args->head_dim, 1, work->key_rows, ld, ld);
+  cpu_tile_pack(args->k, row, n_keys, column, args->head_dim, work->key_rows, ld);
   return n_keys;
 }
 
 /* p and ds of one block of rows from its scores and do v'; 0 for keys outside of the span. */
-VF_INLINE void probabilities(const struct attention_plan *plan, const struct backward_work *work, int block,
-                             int32_t k0, const struct key_span *span, bool masked) {
+VF_INLINE void probabilities(const struct attention_plan *plan, const struct backward_work *work, int block, int32_t k0,
+                             const struct key_span *span, bool masked) {
   int begin = span->first_vector * VF_LANES, end = begin + span->n_vectors * VF_LANES;
   for (int r = block * TILE_ROWS; r < (block + 1) * TILE_ROWS; r++) {
     float *p_row = work->p + r * TILE_KEYS, *ds_row = work->ds + r * TILE_KEYS;

@@ -87,20 +87,37 @@ void cpu_attention_tile(const struct attention_plan *plan, int s, int64_t i, con
   int64_t begin = (int64_t)tile->first - plan->window + 1;
   tile->key_begin = begin > 0 ? (int32_t)(begin / TILE_KEYS * TILE_KEYS) : 0;
   tile->key_end = tile->first + tile->n > 0 ? tile->first + tile->n : 0;
-  for (int r = 0; r < tile->n_blocks * TILE_ROWS; r++) {
-    int row = r < tile->n_rows ? r : tile->n_rows - 1;
-    tile->position[r] = tile->first + row / unit->n;
-    if (tile->slope) tile->slope[r] = plan->args->alibi[plan->order[unit->first + row % unit->n]] * LOG2_E;
+  int r = 0;
+  for (int i = 0; i < tile->n; i++) {
+    for (int h = 0; h < unit->n; h++, r++) {
+      tile->position[r] = tile->first + i;
+      if (tile->slope) tile->slope[r] = plan->args->alibi[plan->order[unit->first + h]] * LOG2_E;
+    }
+  }
+  for (; r < tile->n_blocks * TILE_ROWS; r++) {
+    tile->position[r] = tile->first + tile->n - 1;
+    if (tile->slope) tile->slope[r] = 0;
+  }
+}
+
+VF_INLINE void pack(const struct attention_plan *plan, const struct query_tile *tile, enum dtype dtype,
+                    struct tensor_view x, float scale, float *dst) {
+  const struct attention_unit *unit = tile->unit;
+  int head_dim = plan->args->head_dim;
+  for (int i = 0; i < tile->n; i++) {
+    for (int h = 0; h < unit->n; h++, dst += plan->ld) {
+      int64_t column = (int64_t)plan->order[unit->first + h] * head_dim;
+      tile_pack_row(dtype, x, tile->row + i, column, head_dim, scale, dst, plan->ld);
+    }
   }
 }
 
 void cpu_attention_pack(const struct attention_plan *plan, const struct query_tile *tile, struct tensor_view x,
                         float scale, float *dst) {
-  const struct attention_unit *unit = tile->unit;
-  for (int h = 0; h < unit->n; h++) {
-    int64_t column = (int64_t)plan->order[unit->first + h] * plan->args->head_dim;
-    cpu_tile_pack(x, tile->row, tile->n, column, plan->args->head_dim, scale, dst + h * plan->ld, unit->n * plan->ld,
-                  plan->ld);
+  if (x.dtype == DTYPE_BF16) {
+    pack(plan, tile, DTYPE_BF16, x, scale, dst);
+  } else {
+    pack(plan, tile, DTYPE_F32, x, scale, dst);
   }
   size_t rest = (size_t)(tile->n_blocks * TILE_ROWS - tile->n_rows) * (size_t)plan->ld;
   memset(dst + tile->n_rows * plan->ld, 0, rest * sizeof *dst);

@@ -15,16 +15,16 @@ struct attention_unit {
 
 struct attention_plan {
   const struct attention_args *args;
-  int64_t ld;               /* head_dim rounded up to whole vectors: floats of a packed row */
-  int32_t tile_positions;   /* query positions in a tile */
-  int32_t window;           /* INT32_MAX: none */
-  int64_t n_tiles;          /* query tiles of all segments */
-  int n_units;              /* head groups */
-  int64_t *tile_start;      /* [n_segments + 1] first tile of each segment */
-  int32_t *order;           /* [n_heads] query heads sorted by KV head */
+  int64_t ld;                   /* head_dim rounded up to whole vectors: floats of a packed row */
+  int32_t tile_positions;       /* query positions in a tile */
+  int32_t window;               /* INT32_MAX: none */
+  int64_t n_tiles;              /* query tiles of all segments */
+  int n_units;                  /* head groups */
+  int64_t *tile_start;          /* [n_segments + 1] first tile of each segment */
+  int32_t *order;               /* [n_heads] query heads sorted by KV head */
   struct attention_unit *units; /* [n_units] sorted by KV head */
-  int32_t *unit_start;      /* [n_kv_heads + 1] first unit of each KV head */
-  float *work;              /* [n_threads, work_floats] */
+  int32_t *unit_start;          /* [n_kv_heads + 1] first unit of each KV head */
+  float *work;                  /* [n_threads, work_floats] */
   int64_t work_floats;
 };
 
@@ -38,12 +38,12 @@ enum status cpu_attention_plan(struct device *d, const struct attention_args *ar
 struct query_tile {
   const struct segment *segment;
   const struct attention_unit *unit;
-  int32_t first, n;          /* positions; first is < 0 where queries see no key */
-  int64_t row;               /* of the query buffers, of the first position */
-  int n_rows, n_blocks;      /* rows, and blocks of TILE_ROWS */
+  int32_t first, n;           /* positions; first is < 0 where queries see no key */
+  int64_t row;                /* of the query buffers, of the first position */
+  int n_rows, n_blocks;       /* rows, and blocks of TILE_ROWS */
   int32_t key_begin, key_end; /* keys that some row sees; begin is a multiple of TILE_KEYS */
-  int32_t *position;         /* [TILE_QUERIES + VF_LANES] */
-  float *slope;              /* [TILE_QUERIES + VF_LANES] ALiBi in units of log2, or NULL */
+  int32_t *position;          /* [TILE_QUERIES + VF_LANES] */
+  float *slope;               /* [TILE_QUERIES + VF_LANES] ALiBi in units of log2, or NULL */
 };
 
 /* Tile `i` of segment s; tile->position and tile->slope point to room for them. */
@@ -85,12 +85,25 @@ static inline bool key_span_find(const struct attention_plan *plan, const struct
 VF_INLINE vf attention_mask(const struct attention_plan *plan, const struct query_tile *tile, int r, int32_t k,
                             bool masked, vf score) {
   static const vi lane = {
-      0, 1, 2, 3,
+    0,
+    1,
+    2,
+    3,
 #if VF_LANES > 4
-      4, 5, 6, 7,
+    4,
+    5,
+    6,
+    7,
 #endif
 #if VF_LANES > 8
-      8, 9, 10, 11, 12, 13, 14, 15,
+    8,
+    9,
+    10,
+    11,
+    12,
+    13,
+    14,
+    15,
 #endif
   };
   vi ahead = lane + (k - tile->position[r]);

@@ -68,20 +68,12 @@ void cpu_tile_product_t(int n_vectors, int depth, const float *a, int64_t lda, c
   product(n_vectors, depth, a, 1, lda, b, ldb, c, ldc, add);
 }
 
-VF_INLINE void pack(enum dtype dtype, struct tensor_view x, int64_t row, int64_t n_rows, int64_t column, int n,
-                    float scale, float *dst, int64_t row_step, int64_t ld) {
-  for (int64_t r = 0; r < n_rows; r++, dst += row_step) {
-    const void *src = cpu_at(x, row + r, column);
-    int i = 0;
-    for (; i + VF_LANES <= n; i += VF_LANES) vf_store(dst + i, scale * vf_get(dtype, src, i));
-    if (i < ld) vf_store(dst + i, scale * vf_get_part(dtype, src, i, n - i, 0));
+void cpu_tile_pack(struct tensor_view x, int64_t row, int n_rows, int64_t column, int n, float *dst, int64_t ld) {
+  if (x.dtype == DTYPE_BF16) {
+    for (int r = 0; r < n_rows; r++) tile_pack_row(DTYPE_BF16, x, row + r, column, n, 1, dst + r * ld, ld);
+  } else {
+    for (int r = 0; r < n_rows; r++) tile_pack_row(DTYPE_F32, x, row + r, column, n, 1, dst + r * ld, ld);
   }
-}
-
-void cpu_tile_pack(struct tensor_view x, int64_t row, int64_t n_rows, int64_t column, int n, float scale, float *dst,
-                   int64_t row_step, int64_t ld) {
-  x.dtype == DTYPE_BF16 ? pack(DTYPE_BF16, x, row, n_rows, column, n, scale, dst, row_step, ld)
-                        : pack(DTYPE_F32, x, row, n_rows, column, n, scale, dst, row_step, ld);
 }
 
 /* Exchange blocks of d lanes between vectors d apart; over all d this transposes a square. */

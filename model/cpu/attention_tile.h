@@ -32,9 +32,21 @@ void cpu_tile_product(int n_vectors, int depth, const float *a, int64_t lda, con
 void cpu_tile_product_t(int n_vectors, int depth, const float *a, int64_t lda, const float *b, int64_t ldb, float *c,
                         int64_t ldc, bool add);
 
-/* dst[r ld] = scale x[row + r, column .. column + n), padded with zeros to ld. */
-void cpu_tile_pack(struct tensor_view x, int64_t row, int64_t n_rows, int64_t column, int n, float scale, float *dst,
-                   int64_t row_step, int64_t ld);
+/* One row of a tile: dst[ld] = scale x[row, column .. column + n), zeros from n on. The rows to come are asked for
+ * ahead: a buffer's rows are far apart, and the processor does not foresee them. */
+VF_INLINE void tile_pack_row(enum dtype dtype, struct tensor_view x, int64_t row, int64_t column, int n, float scale,
+                             float *dst, int64_t ld) {
+  const char *src = cpu_at(x, row, column), *ahead = src + 8 * (size_t)x.ld * cpu_element_bytes(dtype);
+  int i = 0;
+  for (; i + VF_LANES <= n; i += VF_LANES) {
+    __builtin_prefetch(ahead + (size_t)i * cpu_element_bytes(dtype));
+    vf_store(dst + i, scale * vf_get(dtype, src, i));
+  }
+  if (i < ld) vf_store(dst + i, scale * vf_get_part(dtype, src, i, n - i, 0));
+}
+
+/* dst[n_rows, ld] = x[row .. row + n_rows, column .. column + n), padded with zeros to ld. */
+void cpu_tile_pack(struct tensor_view x, int64_t row, int n_rows, int64_t column, int n, float *dst, int64_t ld);
 
 /* dst[n, TILE_KEYS] = x[row .. row + n_rows, column .. column + n)', with zeros for keys from n_rows up to whole
  * vectors. dst has room for n rounded up to whole vectors. */

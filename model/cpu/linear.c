@@ -18,13 +18,16 @@ static int64_t tile_size(int64_t total, int64_t other, int64_t unit) {
   return at_most(size < unit ? unit : size, total);
 }
 
-static void fill(const struct device *d, int64_t M, int64_t n, const float *bias, struct tensor_view y) {
+/* A product of no terms: y = bias or 0, or += bias. Empty shards only, so plain. */
+static void without_terms(const struct device *d, int64_t M, int64_t n, const float *bias, bool accumulate,
+                          struct tensor_view y) {
 #pragma omp parallel for num_threads(d->n_threads) if (M > 1)
   for (int64_t m = 0; m < M; m++) {
-    if (bias) {
-      cpu_store(y.dtype, bias, n, cpu_at(y, m, 0));
-    } else {
-      memset(cpu_at(y, m, 0), 0, (size_t)n * cpu_element_bytes(y.dtype));
+    for (int64_t i = 0; i < n; i++) {
+      float value = 0;
+      if (accumulate) cpu_load(y.dtype, cpu_at(y, m, i), 1, &value);
+      if (bias) value += bias[i];
+      cpu_store(y.dtype, &value, 1, cpu_at(y, m, i));
     }
   }
 }
@@ -33,8 +36,7 @@ enum status cpu_linear_forward(struct device *d, int64_t M, struct tensor_view x
                                const float *bias, struct tensor_view y, bool accumulate) {
   if (M == 0 || W->n_out == 0) return STATUS_OK;
   if (W->n_in == 0) { /* an empty row-parallel shard */
-    if (accumulate) return bias ? cpu_add(d, M, W->n_out, (struct tensor_view){0}, bias, y) : STATUS_OK;
-    fill(d, M, W->n_out, bias, y);
+    without_terms(d, M, W->n_out, bias, accumulate, y);
     return STATUS_OK;
   }
   bool in_place = W->dtype == x.dtype;
@@ -71,7 +73,7 @@ enum status cpu_linear_backward(struct device *d, int64_t M, struct tensor_view 
                                 struct tensor_view dx, bool accumulate) {
   if (M == 0 || W->n_in == 0) return STATUS_OK;
   if (W->n_out == 0) { /* an empty column-parallel shard */
-    if (!accumulate) fill(d, M, W->n_in, NULL, dx);
+    without_terms(d, M, W->n_in, NULL, accumulate, dx);
     return STATUS_OK;
   }
   bool in_place = W->dtype == dy.dtype;

@@ -6,58 +6,21 @@
  * sums over tokens; a sum over tokens is one chain in token order.
  */
 #include <assert.h>
-#include <math.h>
 #include <omp.h>
 
-#include "dist/rng.h"
 #include "model/cpu/lowrank_kernels.h"
 
-/* --- dropout --------------------------------------------------------------- */
-
-/* Feature f of global row i is kept if 16 random bits are >= threshold: half
- * f % 2 (low first) of rng_u32(seed, RNG_DROPOUT, step, layer, module,
- * i 2^19 + f / 2). One Philox block serves eight features. p is rounded to a
- * 65536th, and what is kept is scaled by the rounded p, so the mean is exact. */
-enum { FEATURES_PER_BLOCK = 8, BLOCKS_AT_ONCE = 16, ROW_SHIFT = 17 };
-
-static uint32_t drop_threshold(const struct lowrank_dropout *dropout) {
-  return (uint32_t)lrintf(dropout->p * 65536.0f);
-}
-
 static float keep_scale(const struct lowrank_dropout *dropout) {
-  return 65536.0f / (65536.0f - (float)drop_threshold(dropout));
-}
-
-/* mask[i] = 1 if feature `feature` + i of global row `row` is kept, else 0. */
-static void mask_row(const struct lowrank_dropout *dropout, int64_t row, int64_t feature, int64_t n, uint8_t *mask) {
-  const uint32_t key[2] = {(uint32_t)dropout->seed, (uint32_t)(dropout->seed >> 32)};
-  const uint32_t step = (uint32_t)dropout->step, threshold = drop_threshold(dropout);
-  const uint32_t purpose = (uint32_t)RNG_DROPOUT << 28 | (uint32_t)dropout->module << 16 | (uint32_t)dropout->layer;
-  int64_t skip = feature % FEATURES_PER_BLOCK;
-  uint64_t block = ((uint64_t)row << ROW_SHIFT) + (uint64_t)(feature / FEATURES_PER_BLOCK);
-  for (int64_t at = -skip; at < n; at += BLOCKS_AT_ONCE * FEATURES_PER_BLOCK, block += BLOCKS_AT_ONCE) {
-    uint32_t words[4][BLOCKS_AT_ONCE];
-    uint8_t keep[BLOCKS_AT_ONCE * FEATURES_PER_BLOCK];
-#pragma omp simd
-    for (int b = 0; b < BLOCKS_AT_ONCE; b++) {
-      uint64_t number = block + (uint64_t)b;
-      uint32_t counter[4] = {(uint32_t)number, (uint32_t)(number >> 32), step, purpose}, out[4];
-      philox4x32(counter, key, out);
-      for (int w = 0; w < 4; w++) words[w][b] = out[w];
-    }
-    for (int b = 0; b < BLOCKS_AT_ONCE; b++) {
-      for (int w = 0; w < 4; w++) {
-        keep[FEATURES_PER_BLOCK * b + 2 * w] = (words[w][b] & 0xffff) >= threshold;
-        keep[FEATURES_PER_BLOCK * b + 2 * w + 1] = (words[w][b] >> 16) >= threshold;
-      }
-    }
-    int64_t from = at < 0 ? 0 : at, to = at + (int64_t)sizeof keep < n ? at + (int64_t)sizeof keep : n;
-    memcpy(mask + from, keep + (from - at), (size_t)(to - from));
-  }
+  return 65536.0f / (65536.0f - (float)lowrank_drop_threshold(dropout));
 }
 
 static void apply_mask(const uint8_t *restrict mask, float scale, int64_t n, float *restrict x) {
   for (int64_t i = 0; i < n; i++) x[i] = mask[i] ? x[i] * scale : 0;
+}
+
+static void add_masked(const float *restrict x, const uint8_t *restrict mask, float scale, int64_t n,
+                       float *restrict sum) {
+  for (int64_t i = 0; i < n; i++) sum[i] += mask[i] ? x[i] * scale : 0;
 }
 
 /* --- scratch --------------------------------------------------------------- */
@@ -135,7 +98,7 @@ static void project_rows(const struct projection *p, int64_t row) {
       float *to = x + i * LOWRANK_STRIDE;
       cpu_load(p->x.dtype, cpu_at(p->x, row + i, first), n, to);
       if (!p->dropout) continue;
-      mask_row(p->dropout, p->dropout->row_ids[row + i], p->dropout->feature + first, n, mask);
+      lowrank_mask(p->dropout, p->dropout->row_ids[row + i], p->dropout->feature + first, n, mask);
       apply_mask(mask, keep_scale(p->dropout), n, to);
     }
     lowrank_project(direct ? cpu_at(p->x, row, first) : x, direct ? p->x.ld : LOWRANK_STRIDE, first, n, p->packed, p->K,
@@ -201,9 +164,7 @@ static void spread_rows(const struct spreading *s, int64_t row) {
     float product[LOWRANK_SPREAD_ROWS * LOWRANK_SPREAD] = {0};
     lowrank_spread(n_rows, (struct tensor_view){product, LOWRANK_SPREAD, DTYPE_F32}, n, c, s->r, s->G + first, N);
     for (int64_t i = 0; i < n_rows; i++) {
-      float *from = product + i * LOWRANK_SPREAD, *at = cpu_at(to, i, 0);
-      apply_mask(s->mask + (row + i) * N + first, s->mask_scale, n, from);
-      for (int64_t k = 0; k < n; k++) at[k] += from[k];
+      add_masked(product + i * LOWRANK_SPREAD, s->mask + (row + i) * N + first, s->mask_scale, n, cpu_at(to, i, 0));
     }
   }
 }
@@ -257,16 +218,16 @@ static void token_sums_panels(const struct token_sums *t, int64_t first, int64_t
   }
   for (int64_t row = 0; row < t->M; row += LOWRANK_TOKENS) {
     int64_t n_rows = at_most(LOWRANK_TOKENS, t->M - row);
-    for (int64_t column = begin; column < end; column += LOWRANK_PANEL) {
-      int64_t n = at_most(LOWRANK_PANEL, end - column);
+    for (int64_t column = begin; column < end; column += LOWRANK_SPREAD) {
+      int64_t n = at_most(LOWRANK_SPREAD, end - column);
       struct tensor_view x = {cpu_at(t->x, row, column), t->x.ld, t->x.dtype};
-      float dropped[LOWRANK_TOKENS * LOWRANK_PANEL];
+      float dropped[LOWRANK_TOKENS * LOWRANK_SPREAD];
       if (t->mask) {
         for (int64_t i = 0; i < n_rows; i++) {
-          cpu_load(x.dtype, cpu_at(x, i, 0), n, dropped + i * LOWRANK_PANEL);
-          apply_mask(t->mask + (row + i) * t->n + column, t->mask_scale, n, dropped + i * LOWRANK_PANEL);
+          cpu_load(x.dtype, cpu_at(x, i, 0), n, dropped + i * LOWRANK_SPREAD);
+          apply_mask(t->mask + (row + i) * t->n + column, t->mask_scale, n, dropped + i * LOWRANK_SPREAD);
         }
-        x = (struct tensor_view){dropped, LOWRANK_PANEL, DTYPE_F32};
+        x = (struct tensor_view){dropped, LOWRANK_SPREAD, DTYPE_F32};
       }
       lowrank_token_sum(n_rows, x, n, t->c + row * t->padded, t->padded, t->padded, t->sums + column, t->n);
     }
@@ -301,7 +262,7 @@ static void pad_rows(const struct device *d, int64_t M, int64_t r, int64_t padde
 static void fill_mask(const struct device *d, int64_t M, int64_t K, const struct lowrank_dropout *dropout,
                       uint8_t *mask) {
 #pragma omp parallel for schedule(static) num_threads(d->n_threads) if (M > 1)
-  for (int64_t m = 0; m < M; m++) mask_row(dropout, dropout->row_ids[m], dropout->feature, K, mask + m * K);
+  for (int64_t m = 0; m < M; m++) lowrank_mask(dropout, dropout->row_ids[m], dropout->feature, K, mask + m * K);
 }
 
 enum status cpu_lowrank_backward(struct device *d, int64_t M, struct tensor_view x, const float *h,

@@ -1,6 +1,6 @@
 /*
- * lowrank_kernels.h: the three skinny products of a low-rank pair, on one
- * thread and one block. A library's product of this shape runs at a third of
+ * lowrank_kernels.h: the three skinny products of a low-rank pair and
+ * its dropout masks, on one thread and one block. A library's product of this shape runs at a third of
  * these or less, and has no dropout.
  *
  *   project    out[M, R]  = x[M, K] F           rows block by block
@@ -28,9 +28,9 @@ enum {
   LOWRANK_ROWS = 12,                   /* rows of a project block */
   LOWRANK_CHUNK = 256,                 /* inputs that are converted at a time */
   LOWRANK_STRIDE = LOWRANK_CHUNK + 16, /* of the converted rows: not a power of two, which would share cache sets */
-  LOWRANK_TOKENS = 64,                 /* tokens of a token-sum block */
-  LOWRANK_PANEL = 3 * LOWRANK_LANES,   /* columns of a token-sum block */
-  LOWRANK_SPREAD = 8 * LOWRANK_PANEL,  /* columns of a spread block */
+  LOWRANK_TOKENS = 64,                 /* tokens of a token-sum block: with its columns it fits the L2 cache */
+  LOWRANK_PANEL = 3 * LOWRANK_LANES,   /* columns in registers */
+  LOWRANK_SPREAD = 8 * LOWRANK_PANEL,  /* columns a thread works on at a time */
 };
 
 static inline int64_t lowrank_pad(int64_t r, int64_t unit) { return (r + unit - 1) / unit * unit; }
@@ -59,9 +59,20 @@ void lowrank_project(const float *x, int64_t ldx, int64_t first, int64_t n, cons
 void lowrank_spread(int64_t n_rows, struct tensor_view y, int64_t n, const float *c, int64_t r, const float *G,
                     int64_t ldg);
 
-/* s[j, 0..n) += sum_i c[i, j] x[i, 0..n) for n_rows rows, n <= LOWRANK_PANEL;
- * r is a multiple of LOWRANK_PAD. */
+/* s[j, 0..n) += sum_i c[i, j] x[i, 0..n) for n_rows rows; r is a
+ * multiple of LOWRANK_PAD. */
 void lowrank_token_sum(int64_t n_rows, struct tensor_view x, int64_t n, const float *c, int64_t ldc, int64_t r,
                        float *s, int64_t lds);
+
+/* --- lowrank_mask.c --------------------------------------------------------
+ * Feature f of global row i is kept if 16 random bits are >= threshold: half
+ * f % 2 (low first) of rng_u32(seed, RNG_DROPOUT, step, layer, module,
+ * i 2^19 + f / 2). One Philox block serves eight features. p is rounded to a
+ * 65536th, and what is kept is scaled by the rounded p, so the mean is exact. */
+
+uint32_t lowrank_drop_threshold(const struct lowrank_dropout *dropout);
+
+/* mask[i] = 1 if feature `feature` + i of global row `row` is kept, else 0. */
+void lowrank_mask(const struct lowrank_dropout *dropout, int64_t row, int64_t feature, int64_t n, uint8_t *mask);
 
 #endif

@@ -7,14 +7,20 @@
 
 /* Even and odd lanes of two vectors, and the two vectors again from both. */
 #if VF_LANES == 16
-#define EVEN  {0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30}
-#define LEFT  {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23}
+#define EVEN \
+  { 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30 }
+#define LEFT \
+  { 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23 }
 #elif VF_LANES == 8
-#define EVEN {0, 2, 4, 6, 8, 10, 12, 14}
-#define LEFT {0, 8, 1, 9, 2, 10, 3, 11}
+#define EVEN \
+  { 0, 2, 4, 6, 8, 10, 12, 14 }
+#define LEFT \
+  { 0, 8, 1, 9, 2, 10, 3, 11 }
 #else
-#define EVEN {0, 2, 4, 6}
-#define LEFT {0, 4, 1, 5}
+#define EVEN \
+  { 0, 2, 4, 6 }
+#define LEFT \
+  { 0, 4, 1, 5 }
 #endif
 VF_INLINE vf even(vf a, vf b) { return __builtin_shuffle(a, b, (vi)EVEN); }
 VF_INLINE vf odd(vf a, vf b) { return __builtin_shuffle(a, b, (vi)EVEN + 1); }

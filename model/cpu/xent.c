@@ -94,8 +94,8 @@ enum status cpu_xent_backward(struct device *d, int64_t M, int64_t V, struct ten
     if (targets[m] < 0) {
       memset(dst, 0, (size_t)n * cpu_element_bytes(out.dtype));
     } else {
-      backward_block(out.dtype, cpu_at(logits, m, block * BLOCK), n, max[m], sum[m],
-                     targets[m] - first - block * BLOCK, g, dst);
+      backward_block(out.dtype, cpu_at(logits, m, block * BLOCK), n, max[m], sum[m], targets[m] - first - block * BLOCK,
+                     g, dst);
     }
   }
   return STATUS_OK;

@@ -73,13 +73,23 @@ static void bench(const char *name, int length, enum dtype dtype, int n_threads,
     segments[n++] = (struct segment){.q = row, .n_q = length, .k = row, .n_k = length};
     pairs += length * (length + 1) / 2.0;
   }
-  struct buffers b = {view_make(dtype, HEADS * DIM), view_make(dtype, KV_HEADS * DIM), view_make(dtype, KV_HEADS * DIM),
-                      view_make(dtype, HEADS * DIM), view_make(dtype, HEADS * DIM),    view_make(dtype, HEADS * DIM),
-                      view_make(dtype, KV_HEADS * DIM), view_make(dtype, KV_HEADS * DIM),
-                      malloc(sizeof(float) * HEADS * ROWS)};
-  struct attention_args args = {.q = b.q, .k = b.k, .v = b.v, .o = b.o, .segments = segments, .n_segments = n,
-                                .n_heads = HEADS, .n_kv_heads = KV_HEADS, .head_dim = DIM, .kv_of_head = kv_of_head,
-                                .scale = 0.125f, .lse = b.lse, .lse_ld = ROWS};
+  struct buffers b = {
+      view_make(dtype, HEADS * DIM),    view_make(dtype, KV_HEADS * DIM), view_make(dtype, KV_HEADS * DIM),
+      view_make(dtype, HEADS * DIM),    view_make(dtype, HEADS * DIM),    view_make(dtype, HEADS * DIM),
+      view_make(dtype, KV_HEADS * DIM), view_make(dtype, KV_HEADS * DIM), malloc(sizeof(float) * HEADS * ROWS)};
+  struct attention_args args = {.q = b.q,
+                                .k = b.k,
+                                .v = b.v,
+                                .o = b.o,
+                                .segments = segments,
+                                .n_segments = n,
+                                .n_heads = HEADS,
+                                .n_kv_heads = KV_HEADS,
+                                .head_dim = DIM,
+                                .kv_of_head = kv_of_head,
+                                .scale = 0.125f,
+                                .lse = b.lse,
+                                .lse_ld = ROWS};
   struct device *d = NULL;
   if (!b.lse || device_open("cpu", n_threads, &d) != STATUS_OK) exit(1);
   double forward[64], backward[64];

@@ -24,6 +24,7 @@ OUT = pathlib.Path(__file__).resolve().parent.parent / "fixtures" / "tokenizers"
 FULL_LINES = 60  # lines whose ids are written out
 
 R3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|NUM| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
 BLOOM = r" ?[^(\s|[.,!?…。，、।۔،])]+"
 
 EDGE = [
@@ -201,6 +202,8 @@ def settings(lines):
                 [split(r"[\s\p{P}]", behavior, invert), byte_level(use_regex=False)]))
     out["split-string"] = tiny(pre_tokenizer=pre_tokenizers.Sequence(
         [pre_tokenizers.Split("...", "isolated"), pre_tokenizers.Split(" ", "merged_with_next"), byte_level(use_regex=False)]))
+    out["llama-cpp-default"] = tiny(pre_tokenizer=pre_tokenizers.Sequence(
+        [split(p) for p in (r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", "[0-9][0-9][0-9]")] + [byte_level(use_regex=False)]))
     out["digits"] = tiny(pre_tokenizer=pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=False), byte_level(use_regex=False)]))
     meta = lambda scheme, cut, **more: train([l for l in lines if l.isascii()], 400, more.pop("model", None), alphabet=[],
                                              pre_tokenizer=pre_tokenizers.Metaspace("\u2581", prepend_scheme=scheme, split=cut),

@@ -3,6 +3,7 @@
 chats.json: a list of {template, tokenizer, name, bos, eos, jinja, cases}; a case has messages, open (add_generation_prompt),
 ids and mask. Ids are apply_chat_template's, but for contents that hold a special token's text: there transformers
 recognises it and lorashard does not, and the expected ids come from the text cut at the template's own markers.
+The templates are the models' published ones, without their parts for tools.
 """
 
 import json

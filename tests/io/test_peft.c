@@ -548,55 +548,6 @@ static void test_refuses_pickle_and_misfits(void **state) {
   adapter_set_free(&wrong);
 }
 
-/* --- our own files --- */
-
-static void test_own_file(void **state) {
-  (void)state;
-  struct model_facts facts = facts_of("llama");
-  struct checkpoint_header header = {.method = "lora", .step = 3, .base_family = "llama"}, read;
-  struct checkpoint_module modules[2] = {
-      {.group = "layers/2/up", .r = 2, .in = 16, .out = 24, .alpha = 4, .rslora = true},
-      {.group = "layers/0/k", .r = 3, .in = 16, .out = 8, .alpha = 6}};
-  struct checkpoint_array arrays[4];
-  struct adapter_set set;
-  for (int i = 0; i < 4; i++) {
-    const struct checkpoint_module *module = &modules[i / 2];
-    bool is_a = i % 2 == 0;
-    arrays[i] =
-        (struct checkpoint_array){.rows = is_a ? module->r : module->out, .cols = is_a ? module->in : module->r};
-    strcpy(arrays[i].group, module->group);
-    strcpy(arrays[i].name, is_a ? "A" : "B");
-    arrays[i].part_rows = arrays[i].rows;
-    arrays[i].part_cols = arrays[i].cols;
-    arrays[i].data = random_values(arrays[i].rows * arrays[i].cols, (unsigned)i);
-  }
-  ok(checkpoint_write_file(at_root("own.h5"), &header, modules, 2, "", arrays, 4));
-  ok(adapter_set_read(at_root("own.h5"), &facts, &set, &read));
-  assert_int_equal(read.step, 3);
-  assert_int_equal(set.n_modules, 2);
-  assert_int_equal(set.modules[0].layer, 0);
-  assert_int_equal(set.modules[0].module, MODULE_K);
-  assert_true(set.modules[0].scale == 2.0 && set.modules[1].scale == 4 / sqrt(2.0));
-  assert_memory_equal(set.modules[1].A, arrays[0].data, 2 * 16 * sizeof(float));
-  assert_memory_equal(set.modules[1].B, arrays[1].data, 24 * 2 * sizeof(float));
-  adapter_set_free(&set);
-  ok(adapter_set_read(at_root("own.h5"), NULL, &set, NULL));
-  adapter_set_free(&set);
-  facts.d_ffn = 48;
-  refused(adapter_set_read(at_root("own.h5"), &facts, &set, NULL), STATUS_USAGE, "layers/2/up");
-  modules[0].r = 4; /* the group says 4, the arrays have 2 */
-  ok(checkpoint_write_file(at_root("own.h5"), &header, modules, 2, "", arrays, 4));
-  refused(adapter_set_read(at_root("own.h5"), NULL, &set, NULL), STATUS_DATA, "layers/2/up/A is [2, 16], not [4, 16]");
-  modules[0].r = 2;
-  strcpy(modules[0].group, "layers/2/elbow");
-  strcpy(arrays[0].group, modules[0].group);
-  strcpy(arrays[1].group, modules[0].group);
-  ok(checkpoint_write_file(at_root("own.h5"), &header, modules, 2, "", arrays, 4));
-  refused(adapter_set_read(at_root("own.h5"), NULL, &set, NULL), STATUS_DATA, "layers/2/elbow");
-  ok(checkpoint_write_file(at_root("own.h5"), &header, modules, 2, "", arrays, 3));
-  for (int i = 0; i < 4; i++) free(arrays[i].data);
-}
-
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test_setup_teardown(test_reads_peft, setup, teardown),
@@ -608,7 +559,6 @@ int main(void) {
       cmocka_unit_test_setup_teardown(test_accepts_configurations, setup, teardown),
       cmocka_unit_test_setup_teardown(test_names_of_tensors, setup, teardown),
       cmocka_unit_test_setup_teardown(test_refuses_pickle_and_misfits, setup, teardown),
-      cmocka_unit_test_setup_teardown(test_own_file, setup, teardown),
   };
   log_setup(0, 1, LOG_WARN);
   return cmocka_run_group_tests(tests, NULL, NULL);

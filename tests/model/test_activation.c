@@ -6,21 +6,28 @@
 
 static double act(enum activation kind, double x) {
   switch (kind) {
-    case ACTIVATION_GELU: return x * 0.5 * erfc(-x / sqrt(2));
-    case ACTIVATION_GELU_TANH: return 0.5 * x * (1 + tanh(sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)));
-    case ACTIVATION_RELU: return x > 0 ? x : 0;
-    default: return x / (1 + exp(-x));
+    case ACTIVATION_GELU:
+      return x * 0.5 * erfc(-x / sqrt(2));
+    case ACTIVATION_GELU_TANH:
+      return 0.5 * x * (1 + tanh(sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)));
+    case ACTIVATION_RELU:
+      return x > 0 ? x : 0;
+    default:
+      return x / (1 + exp(-x));
   }
 }
 
 static double act_slope(enum activation kind, double x) {
   double t = tanh(sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)), s = 1 / (1 + exp(-x));
   switch (kind) {
-    case ACTIVATION_GELU: return 0.5 * erfc(-x / sqrt(2)) + x * exp(-x * x / 2) / sqrt(2 * M_PI);
+    case ACTIVATION_GELU:
+      return 0.5 * erfc(-x / sqrt(2)) + x * exp(-x * x / 2) / sqrt(2 * M_PI);
     case ACTIVATION_GELU_TANH:
       return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * sqrt(2 / M_PI) * (1 + 3 * 0.044715 * x * x);
-    case ACTIVATION_RELU: return x > 0;
-    default: return s * (1 + x * (1 - s));
+    case ACTIVATION_RELU:
+      return x > 0;
+    default:
+      return s * (1 + x * (1 - s));
   }
 }
 
@@ -83,9 +90,13 @@ static void test_activations(void **state) {
   int64_t sizes[][2] = {{1, 1}, {3, 17}, {17, 96}, {2, 1000}};
   float ranges[] = {1, 6, 80};
   for (int variant = 0; variant < 4 * 4 * 3 * 8; variant++) {
-    struct problem p = {.kind = (enum activation)(variant % 4), .dtype = variant / 4 % 2 ? DTYPE_BF16 : DTYPE_F32,
-                        .gated = variant / 8 % 2, .in_place = variant / 16 % 2, .range = ranges[variant / 32 % 3],
-                        .M = sizes[variant / 96][0], .n = sizes[variant / 96][1]};
+    struct problem p = {.kind = (enum activation)(variant % 4),
+                        .dtype = variant / 4 % 2 ? DTYPE_BF16 : DTYPE_F32,
+                        .gated = variant / 8 % 2,
+                        .in_place = variant / 16 % 2,
+                        .range = ranges[variant / 32 % 3],
+                        .M = sizes[variant / 96][0],
+                        .n = sizes[variant / 96][1]};
     struct opcheck_matrix one[3], two[3];
     solve(&p, 1, one);
     solve(&p, 3, two);
@@ -116,7 +127,8 @@ static void test_add(void **state) {
     int64_t M = variant % 2 ? 5 : 1, n = variant % 3 ? 37 : 64;
     enum dtype dtype = variant & 4 ? DTYPE_BF16 : DTYPE_F32;
     struct opcheck_matrix x = opcheck_random(DTYPE_F32, M, n, 3, 1, 1), y = opcheck_random(dtype, M, n, 1, 1, 2);
-    struct opcheck_matrix bias = opcheck_random(DTYPE_F32, 1, n, 0, 1, 3), table = opcheck_random(DTYPE_F32, 9, n, 0, 1, 4);
+    struct opcheck_matrix bias = opcheck_random(DTYPE_F32, 1, n, 0, 1, 3),
+                          table = opcheck_random(DTYPE_F32, 9, n, 0, 1, 4);
     struct opcheck_matrix before = opcheck_copy(&x);
     int32_t rows[5] = {4, 0, 6, 6, 1};
     struct tensor_view none = {.data = NULL};

@@ -22,7 +22,7 @@ struct problem {
 /* Double copies of a problem's inputs and the reference's results, all dense. */
 struct reference {
   double *q, *k, *v, *d_o;
-  double *o, *lse;          /* [q_rows, H E], [H, q_rows] */
+  double *o, *lse; /* [q_rows, H E], [H, q_rows] */
   double *dq, *dk, *dv;
 };
 
@@ -452,10 +452,17 @@ static void test_without_lse(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_reference_gradient), cmocka_unit_test(test_shapes),  cmocka_unit_test(test_long),
-      cmocka_unit_test(test_sharing),            cmocka_unit_test(test_windows), cmocka_unit_test(test_tiny_segments),
-      cmocka_unit_test(test_alibi),              cmocka_unit_test(test_decode),  cmocka_unit_test(test_large_scores),
-      cmocka_unit_test(test_apart),              cmocka_unit_test(test_without_lse),
+      cmocka_unit_test(test_reference_gradient),
+      cmocka_unit_test(test_shapes),
+      cmocka_unit_test(test_long),
+      cmocka_unit_test(test_sharing),
+      cmocka_unit_test(test_windows),
+      cmocka_unit_test(test_tiny_segments),
+      cmocka_unit_test(test_alibi),
+      cmocka_unit_test(test_decode),
+      cmocka_unit_test(test_large_scores),
+      cmocka_unit_test(test_apart),
+      cmocka_unit_test(test_without_lse),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

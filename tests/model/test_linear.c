@@ -120,7 +120,8 @@ static void stored_types(void **state) {
 static void several_weight_tiles(void **state) {
   (void)state;
   struct device *d = opcheck_device(2);
-  struct linear_case forward = {.M = 1, .K = 1024, .N = 2100, .x = DTYPE_F32, .weight = DTYPE_Q8_0, .y = DTYPE_F32};
+  struct linear_case forward = {
+      .M = 1, .K = 1024, .N = 2100, .x = DTYPE_F32, .weight = DTYPE_Q8_0, .y = DTYPE_F32, .bias = true};
   check_forward(d, &forward);
   check_backward(d, &forward);
   forward.weight = DTYPE_F32;

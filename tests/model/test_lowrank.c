@@ -49,7 +49,7 @@ static void problem_free(struct problem *t) {
   free(t->row_ids);
 }
 
-/* The mask's definition, one element at a time (model/cpu/lowrank.c). */
+/* The mask's definition, one element at a time (model/cpu/lowrank_kernels.h). */
 static double keep(const struct lowrank_dropout *dropout, int64_t m, int64_t k) {
   if (dropout->p == 0) return 1;
   uint64_t feature = (uint64_t)(dropout->feature + k);

@@ -40,7 +40,8 @@ static void test_reference_gradient(void **state) {
   enum { N = 7 };
   double x[N], w[N], dy[N], y[N], dx[N] = {0}, stats[2];
   uint64_t seed = 4;
-  for (int i = 0; i < N; i++) x[i] = opcheck_uniform(&seed), w[i] = opcheck_uniform(&seed), dy[i] = opcheck_uniform(&seed);
+  for (int i = 0; i < N; i++)
+    x[i] = opcheck_uniform(&seed), w[i] = opcheck_uniform(&seed), dy[i] = opcheck_uniform(&seed);
   for (int kind = 0; kind < 2; kind++) {
     memset(dx, 0, sizeof dx);
     reference_forward(kind ? NORM_RMS : NORM_LAYER, N, x, w, NULL, 1e-2, y, stats);
@@ -68,11 +69,11 @@ struct problem {
 };
 
 /* The product's y, stats and dx (on top of what was there), compared and returned. */
-static void solve(const struct problem *p, int n_threads, struct opcheck_matrix *y, struct opcheck_matrix *dx) {
-  struct device *d = opcheck_device(n_threads);
+static void solve(const struct problem *p, struct device *d, struct opcheck_matrix *y, struct opcheck_matrix *dx) {
   struct opcheck_matrix x = opcheck_random(DTYPE_F32, p->M, p->n, 3, p->spread, 1);
   struct opcheck_matrix dy = opcheck_random(DTYPE_F32, p->M, p->n, 1, 1, 2);
-  struct opcheck_matrix w = opcheck_random(DTYPE_F32, 1, p->n, 0, 2, 3), b = opcheck_random(DTYPE_F32, 1, p->n, 0, 2, 4);
+  struct opcheck_matrix w = opcheck_random(DTYPE_F32, 1, p->n, 0, 2, 3),
+                        b = opcheck_random(DTYPE_F32, 1, p->n, 0, 2, 4);
   for (int64_t r = 0; r < p->M; r++) {
     for (int64_t c = 0; c < p->n; c++) opcheck_set(x.view, r, c, opcheck_get(x.view, r, c) + p->shift);
   }
@@ -109,21 +110,26 @@ static void solve(const struct problem *p, int n_threads, struct opcheck_matrix 
   struct opcheck_matrix *all[] = {&x, &dy, &w, &b, &before, &again};
   for (size_t i = 0; i < sizeof all / sizeof *all; i++) opcheck_free(all[i]);
   free(row), free(want_y), free(want_dx), free(stats);
-  device_close(&d);
 }
 
 static void test_norms(void **state) {
   (void)state;
+  struct device *d[3];
+  for (int i = 0; i < 3; i++) d[i] = opcheck_device(i + 1);
   int64_t sizes[][2] = {{1, 1}, {1, 768}, {3, 5}, {17, 100}, {64, 576}, {5, 4097}};
   float ranges[][2] = {{1, 0}, {1e-3f, 0}, {1, 100}, {1000, 0}};
   for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++) {
     for (size_t r = 0; r < sizeof ranges / sizeof *ranges; r++) {
       for (int variant = 0; variant < 8; variant++) {
-        struct problem p = {.kind = variant & 1 ? NORM_RMS : NORM_LAYER, .dtype = variant & 2 ? DTYPE_BF16 : DTYPE_F32,
-                            .M = sizes[s][0], .n = sizes[s][1], .spread = ranges[r][0], .shift = ranges[r][1],
+        struct problem p = {.kind = variant & 1 ? NORM_RMS : NORM_LAYER,
+                            .dtype = variant & 2 ? DTYPE_BF16 : DTYPE_F32,
+                            .M = sizes[s][0],
+                            .n = sizes[s][1],
+                            .spread = ranges[r][0],
+                            .shift = ranges[r][1],
                             .bias = (variant & 4) != 0};
         struct opcheck_matrix y[3], dx[3];
-        for (int threads = 1; threads <= 3; threads++) solve(&p, threads, &y[threads - 1], &dx[threads - 1]);
+        for (int i = 0; i < 3; i++) solve(&p, d[i], &y[i], &dx[i]);
         for (int i = 1; i < 3; i++) {
           opcheck_same_bits("y", &y[i], &y[0]);
           opcheck_same_bits("dx", &dx[i], &dx[0]);
@@ -132,6 +138,7 @@ static void test_norms(void **state) {
       }
     }
   }
+  for (int i = 0; i < 3; i++) device_close(&d[i]);
 }
 
 static void head_norm(enum dtype dtype, int64_t M, int heads, int head_dim, bool in_place) {

@@ -11,9 +11,18 @@ struct parameters {
 };
 
 static struct adamw_args arguments(struct parameters *p, int64_t begin, int64_t n, int64_t t) {
-  return (struct adamw_args){.w = p->w + begin, .m = p->m + begin, .v = p->v + begin, .g = p->g + begin, .n = n,
-                             .lr = 1e-3f, .beta1 = 0.9f, .beta2 = 0.999f, .eps = 1e-8f, .weight_decay = 0.1f,
-                             .g_scale = 0.5f, .t = t};
+  return (struct adamw_args){.w = p->w + begin,
+                             .m = p->m + begin,
+                             .v = p->v + begin,
+                             .g = p->g + begin,
+                             .n = n,
+                             .lr = 1e-3f,
+                             .beta1 = 0.9f,
+                             .beta2 = 0.999f,
+                             .eps = 1e-8f,
+                             .weight_decay = 0.1f,
+                             .g_scale = 0.5f,
+                             .t = t};
 }
 
 static struct parameters *parameters_make(void) {

@@ -31,7 +31,8 @@ static void solve(enum dtype dtype, int64_t M, int heads, int head_dim, int n, b
       }
     }
   }
-  /* two products and a sum of values below 3: three roundings of 6e-8; bf16 rounds the result once, half a last place */
+  /* two products and a sum of values below 3: three roundings of 6e-8; bf16 rounds the result once, half a last place
+   */
   double relative = dtype == DTYPE_BF16 ? 0x1p-8 : 0;
   opcheck_ok(d->ops->rotary(d, M, heads, head_dim, n, interleaved, positions, table, false, x.view));
   opcheck_near("forward", &x, want, 6e-7, relative);

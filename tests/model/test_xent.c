@@ -91,7 +91,8 @@ static void solve(const struct problem *p, int n_threads, struct opcheck_matrix 
         /* logit - max is rounded at its own size, at most 2 range, and p relatively by as much, besides 1e-6 at most;
          * p - 1 absolutely; bf16 rounds once, half a last place */
         opcheck_compare(&slope, m, c, opcheck_get(out[r].view, m, i), targets[m] < 0 ? 0 : row[total + c],
-                        c == targets[m] ? 1e-7 : 1e-37, 1e-6 + p->range * 0x1p-23 + (p->out == DTYPE_BF16 ? 0x1p-8 : 0));
+                        c == targets[m] ? 1e-7 : 1e-37,
+                        1e-6 + p->range * 0x1p-23 + (p->out == DTYPE_BF16 ? 0x1p-8 : 0));
       }
     }
   }
@@ -108,11 +109,9 @@ static void solve(const struct problem *p, int n_threads, struct opcheck_matrix 
 static void test_xent(void **state) {
   (void)state;
   struct problem problems[] = {
-      {.M = 1, .ranks = 1, .V = {1}, .range = 1},
-      {.M = 3, .ranks = 1, .V = {97}, .range = 5},
+      {.M = 1, .ranks = 1, .V = {1}, .range = 1},           {.M = 3, .ranks = 1, .V = {97}, .range = 5},
       {.M = 17, .ranks = 3, .V = {33, 0, 64}, .range = 80}, /* one rank has no columns */
-      {.M = 5, .ranks = 2, .V = {4096, 4097}, .range = 10},
-      {.M = 1, .ranks = 2, .V = {64000, 64000}, .range = 3},
+      {.M = 5, .ranks = 2, .V = {4096, 4097}, .range = 10}, {.M = 1, .ranks = 2, .V = {64000, 64000}, .range = 3},
       {.M = 256, .ranks = 1, .V = {501}, .range = 1},
   };
   for (size_t i = 0; i < sizeof problems / sizeof *problems; i++) {

@@ -1,0 +1,116 @@
+/* ranks: 1 2 3 4 */
+/*
+ * Copies that should be equal are equal to the bit on every rank after each of
+ * five steps, also with replicated KV heads (2 KV heads at tp 4); the norm that
+ * clipping sees and the adapters it leaves are those of one rank alone.
+ */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "golden_step.h"
+#include "lora/adamw.h"
+#include "lora/gradient.h"
+
+#define STEPS 5
+/* Sums of f32 products over two layers in another order: about 1e-6 of the largest element. */
+#define NORM_TOLERANCE 1e-5
+/* AdamW divides by |g|, so elements with tiny gradients amplify that rounding: of a weight's largest element. */
+#define WEIGHT_TOLERANCE 2e-4
+
+static const char *const cases[] = {"llama", "gpt2", "gpt2-seven-heads", "llama-uneven", "bloom", "neox", "gptj", "qwen3",
+                                    "opt-post-norm"};
+static int n_run;
+static double worst_norm, worst_weight;
+
+/* Whether `bytes` of data are the same on all ranks of a group. */
+static bool equal_over(struct comm *comm, const void *data, size_t bytes) {
+  int size = comm_size(comm);
+  char *all = malloc((size_t)size * bytes + 1);
+  bool equal = true;
+  golden_check(all != NULL, "out of memory");
+  golden_must(comm_all_gather(comm, data, bytes, all));
+  for (int i = 1; i < size; i++) equal = equal && memcmp(all, all + (size_t)i * bytes, bytes) == 0;
+  free(all);
+  return equal;
+}
+
+static void check_copies(const char *name, int step, struct golden_model *m) {
+  for (int i = 0; i < m->adapters.params.n; i++) {
+    const struct param *p = &m->adapters.params.items[i];
+    struct comm *comm = p->group == PARAM_STAGE ? m->mesh->stage : m->mesh->dp;
+    size_t bytes = (size_t)(p->part_rows * p->part_cols) * sizeof(float);
+    const float *kinds[] = {p->w, p->m, p->v, p->g};
+    for (int kind = 0; kind < 4; kind++)
+      golden_check(equal_over(comm, kinds[kind], bytes), "%s: after step %d %s/%s%s differs between the ranks of %s", name,
+                   step, p->group_name, p->name, kind == 0 ? "" : kind == 1 ? ".m" : kind == 2 ? ".v" : "'s gradient",
+                   comm_name(comm));
+  }
+}
+
+static void update(struct golden_model *m, double norm, double clip_norm, int step) {
+  struct adamw_settings settings = {1e-2, 0.9, 0.999, 1e-8, 0.01};
+  golden_must(adamw_update(m->device, &m->adapters.params, &settings, gradient_clip_factor(norm, clip_norm), step));
+}
+
+static double norm_alone(const struct golden_model *m) {
+  double square;
+  golden_must(m->device->ops->sum_squares(m->device, m->adapters.params.buckets[PARAM_DP].g,
+                                          m->adapters.params.buckets[PARAM_DP].n, &square));
+  return sqrt(square);
+}
+
+static void run_case(const char *name, struct mesh *mesh, struct mesh *alone) {
+  struct golden_case golden;
+  struct golden_model m, reference;
+  double clip_norm = 0;
+  golden_open(name, &golden);
+  golden_model_open(&golden, alone, DTYPE_F32, &reference);
+  if (mesh->n_tp > reference.source->facts.n_heads) {
+    golden_model_close(&reference);
+    golden_close(&golden);
+    return;
+  }
+  golden_model_open(&golden, mesh, DTYPE_F32, &m);
+  golden_check(param_list_total(&m.adapters.params) == param_list_total(&reference.adapters.params),
+               "%s: the number of trainable parameters depends on the layout", name);
+  for (int step = 1; step <= STEPS; step++) {
+    golden_gradient(&golden, &m, 2);
+    golden_gradient_alone(&golden, &reference);
+    double norm = golden_norm(&m), want = norm_alone(&reference), error = fabs(norm - want) / want;
+    golden_check(error <= NORM_TOLERANCE, "%s, step %d: norm %.9g, alone %.9g", name, step, norm, want);
+    worst_norm = fmax(worst_norm, error);
+    if (step == 1) clip_norm = want / 2;
+    update(&m, norm, clip_norm, step);
+    update(&reference, want, clip_norm, step);
+    check_copies(name, step, &m);
+  }
+  worst_weight = fmax(worst_weight, golden_compare(name, &m, &reference, GOLDEN_WEIGHTS, WEIGHT_TOLERANCE));
+  n_run++;
+  golden_model_close(&m);
+  golden_model_close(&reference);
+  golden_close(&golden);
+}
+
+int main(void) {
+  int world, rank;
+  golden_must(mesh_start(&world, &rank));
+  struct mesh *alone;
+  golden_must(mesh_create(1, 1, &alone));
+  for (int tp = world; tp >= 1; tp--) {
+    struct mesh *mesh;
+    if (world % tp) continue;
+    golden_must(mesh_create(tp, 1, &mesh));
+    n_run = 0;
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) run_case(cases[i], mesh, alone);
+    golden_check(n_run > 0, "nothing ran");
+    if (rank == 0)
+      printf("tp %d dp %d: %d cases, copies equal; worst norm %.2g, weight %.2g\n", mesh->n_tp, mesh->n_dp, n_run, worst_norm,
+             worst_weight);
+    mesh_destroy(&mesh);
+  }
+  mesh_destroy(&alone);
+  mesh_stop();
+  return 0;
+}

@@ -1,0 +1,53 @@
+/* ranks: 2 4 */
+/*
+ * Every subset of the linears that can carry an adapter, cut over all ranks,
+ * gives the loss and gradients of one rank alone.
+ */
+#include <math.h>
+#include <stdio.h>
+
+#include "golden_step.h"
+
+/* Sums of f32 products in another order: about 1e-6 of a gradient's largest element over two layers. */
+#define GRADIENT_TOLERANCE 2e-5
+#define LOSS_TOLERANCE     2e-6
+
+int main(void) {
+  static const char *const cases[] = {"gpt2", "llama"}; /* fused q k v and a plain ffn; KV groups and a gate */
+  int world, rank;
+  struct mesh *mesh, *alone;
+  golden_must(mesh_start(&world, &rank));
+  golden_must(mesh_create(world, 1, &mesh));
+  golden_must(mesh_create(1, 1, &alone));
+  for (int c = 0; c < 2; c++) {
+    int n = 0;
+    double worst = 0;
+    struct golden_case whole;
+    golden_open(cases[c], &whole);
+    unsigned present = 0;
+    for (int i = 0; i < whole.n_modules; i++) present |= 1u << module_from_name(whole.modules[i].name);
+    for (unsigned modules = 1; modules <= GOLDEN_ALL_MODULES; modules++) {
+      if (modules & ~present) continue;
+      struct golden_case golden = whole;
+      struct golden_model m, reference;
+      char label[80];
+      snprintf(label, sizeof label, "%s, modules 0x%x, tp %d", cases[c], modules, world);
+      golden_select(&golden, modules, 0);
+      golden_model_open(&golden, mesh, DTYPE_F32, &m);
+      golden_model_open(&golden, alone, DTYPE_F32, &reference);
+      double loss = golden_gradient(&golden, &m, golden.rows), want = golden_gradient_alone(&golden, &reference);
+      golden_check(fabs(loss - want) <= LOSS_TOLERANCE * want, "%s: loss %.9g, alone %.9g", label, loss, want);
+      worst = fmax(worst, golden_compare(label, &m, &reference, GOLDEN_GRADIENTS, GRADIENT_TOLERANCE));
+      golden_model_close(&m);
+      golden_model_close(&reference);
+      n++;
+    }
+    golden_check(n == (c == 0 ? 63 : 127), "%s: %d subsets ran", cases[c], n);
+    if (rank == 0) printf("%s: %d subsets at tp %d agree with tp 1; worst gradient %.2g\n", cases[c], n, world, worst);
+    golden_close(&whole);
+  }
+  mesh_destroy(&mesh);
+  mesh_destroy(&alone);
+  mesh_stop();
+  return 0;
+}
