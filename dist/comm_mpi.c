@@ -12,7 +12,9 @@
 int comm_size(const struct comm *comm) { return comm->size; }
 int comm_rank(const struct comm *comm) { return comm->rank; }
 const char *comm_name(const struct comm *comm) { return comm->name; }
-struct comm_counts comm_counts(const struct comm *comm) { return comm->counts; }
+struct comm_counts comm_counts(const struct comm *comm) {
+  return comm->counts;
+}
 void comm_reset_counts(struct comm *comm) { comm->counts = (struct comm_counts){0, 0}; }
 
 enum status comm_check(int mpi_error, const char *call) {
@@ -23,9 +25,7 @@ enum status comm_check(int mpi_error, const char *call) {
   return status_set(STATUS_PEER, "%s failed: %s", call, reason);
 }
 
-static MPI_Op mpi_op(enum reduce_op op) {
-  return op == REDUCE_SUM ? MPI_SUM : op == REDUCE_MAX ? MPI_MAX : MPI_MIN;
-}
+static MPI_Op mpi_op(enum reduce_op op) { return op == REDUCE_SUM ? MPI_SUM : op == REDUCE_MAX ? MPI_MAX : MPI_MIN; }
 
 static void count(struct comm *comm, size_t bytes) {
   comm->counts.calls++;

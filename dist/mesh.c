@@ -10,7 +10,7 @@ static bool mpi_running;
 
 /* The world size that launchers put into the environment, or 0. */
 static int launcher_size(const char **variable) {
-  static const char *const names[] = {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_SIZE", "MPI_LOCALNRANKS",
+  static const char *const names[] = {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE",    "PMIX_SIZE", "MPI_LOCALNRANKS",
                                       "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"};
   for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
     const char *value = getenv(names[i]);
@@ -93,9 +93,11 @@ enum status mesh_create(int n_tp, int n_pp, struct mesh **mesh_p) {
     MPI_Comm_rank(MPI_COMM_WORLD, &mesh->rank);
   }
   if (n_tp < 1 || n_pp < 1 || mesh->world % (n_tp * n_pp) != 0) {
-    status = status_set(STATUS_USAGE,
-                        "parallel.tp %d does not divide the number of ranks, %d: start %d of them or a multiple (mpirun -n), "
-                        "or set another parallel.tp", n_tp, mesh->world, n_tp * n_pp);
+    status = status_set(
+        STATUS_USAGE,
+        "parallel.tp %d does not divide the number of ranks, %d: start %d of them or a multiple (mpirun -n), "
+        "or set another parallel.tp",
+        n_tp, mesh->world, n_tp * n_pp);
     goto out;
   }
   mesh->n_tp = n_tp;

@@ -39,6 +39,7 @@ static void report(double seconds) {
 static void *watch(void *unused) {
   (void)unused;
   pthread_mutex_lock(&dog.lock);
+  double last = now(), watched = 0, waited = 0;
   while (!dog.stop) {
     struct timespec until;
     clock_gettime(CLOCK_REALTIME, &until);
@@ -48,9 +49,14 @@ static void *watch(void *unused) {
       until.tv_nsec -= 1000000000;
     }
     pthread_cond_timedwait(&dog.wake, &dog.lock, &until);
-    double since = atomic_load(&dog.since);
-    if (!dog.stop && since > 0 && now() - since > dog.limit) {
-      report(now() - since);
+    /* A process that was suspended has not waited for the others meanwhile. */
+    double since = atomic_load(&dog.since), tick = now() - last;
+    last += tick;
+    if (since != watched) waited = 0;
+    watched = since;
+    if (since > 0) waited += tick < 1 ? tick : 1;
+    if (!dog.stop && waited > dog.limit) {
+      report(waited);
       break;
     }
   }

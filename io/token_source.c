@@ -61,7 +61,7 @@ enum status token_source_open(const char *path, const char *format, const struct
   if (!source->path) return status_set(STATUS_SYSTEM, "%s: no memory to open", path);
   if (kind == RECORD_TOKENS) return megatron_bin_open(path, &source->bin);
   if (!encoder)
-    return status_set(STATUS_USAGE, "%s: the base has no tokenizer; add its tokenizer.json, or use .bin data", path);
+    return status_set(STATUS_USAGE, "%s: the base has no tokenizer; use .bin data, or add its tokenizer.json", path);
   TRY(text_file_open(source->path, kind, lines_of_json, &source->text));
   source->is_text = true;
   return STATUS_OK;

@@ -72,9 +72,13 @@ static void place(const struct job *job, struct adapter_spec *spec) {
 }
 
 /* The adapter that lora.* asks for at one place; false: none. */
-static bool wanted(const struct config *config, unsigned bits, int layer, enum module module, struct adapter_spec *spec) {
+static bool wanted(const struct config *config, unsigned bits, int layer, enum module module,
+                   struct adapter_spec *spec) {
   bool on = (bits >> module & 1) && in_list(&config->lora.layers, layer);
-  *spec = (struct adapter_spec){.layer = layer, .module = module, .r = config->lora.r, .alpha = config->lora.alpha,
+  *spec = (struct adapter_spec){.layer = layer,
+                                .module = module,
+                                .r = config->lora.r,
+                                .alpha = config->lora.alpha,
                                 .rslora = config->lora.rslora};
   for (int i = 0; i < config->lora.n_overrides; i++) {
     const struct lora_override *rule = &config->lora.overrides[i];
@@ -97,7 +101,8 @@ static enum status plan_fresh(struct job *job, struct adapter_spec *specs, int *
     for (int module = 0; module < MODULE_COUNT; module++)
       if (has_module(job, (enum module)module) && wanted(config, bits, layer, (enum module)module, &specs[*n]))
         place(job, &specs[(*n)++]);
-  if (*n == 0) return status_set(STATUS_USAGE, "lora.targets, lora.layers and lora.overrides leave no adapter to train");
+  if (*n == 0)
+    return status_set(STATUS_USAGE, "lora.targets, lora.layers and lora.overrides leave no adapter to train");
   return STATUS_OK;
 }
 
@@ -114,14 +119,17 @@ static enum status plan_from_set(struct job *job, const struct adapter_set *set,
       return status_set(STATUS_USAGE, "the adapter has a module layers/%d/%s that the base %s lacks", module->layer,
                         module_names[module->module], job->source->path);
     struct adapter_spec *spec = &specs[(*n)++];
-    *spec = (struct adapter_spec){.layer = module->layer, .module = module->module, .r = module->r,
-                                  .alpha = module->alpha, .rslora = module->rslora};
+    *spec = (struct adapter_spec){.layer = module->layer,
+                                  .module = module->module,
+                                  .r = module->r,
+                                  .alpha = module->alpha,
+                                  .rslora = module->rslora};
     place(job, spec);
     if (spec->in != module->in || spec->out != module->out)
-      return status_set(STATUS_USAGE,
-                        "the adapter's layers/%d/%s is for a linear of %" PRId64 " x %" PRId64 ", but %s has %" PRId64
-                        " x %" PRId64, module->layer, module_names[module->module], module->out, module->in,
-                        job->source->path, spec->out, spec->in);
+      return status_set(
+          STATUS_USAGE,
+          "the adapter's layers/%d/%s is for a linear of %" PRId64 " x %" PRId64 ", but %s has %" PRId64 " x %" PRId64,
+          module->layer, module_names[module->module], module->out, module->in, job->source->path, spec->out, spec->in);
     /* The file's scale decides, whatever rule made it. */
     if (fabs(adapter_scale(spec) - module->scale) > 1e-12 * fabs(module->scale)) {
       spec->rslora = false;
@@ -133,18 +141,20 @@ static enum status plan_from_set(struct job *job, const struct adapter_set *set,
 
 static enum status check_fingerprint(const struct job *job, const struct checkpoint_header *header, const char *path,
                                      bool any_base) {
-  if (any_base || !header->base_fingerprint[0] || strcmp(header->base_fingerprint, job->fingerprint) == 0) return STATUS_OK;
-  return status_set(STATUS_USAGE,
-                    "adapter %s was trained on another base (%s, fingerprint %.8s...) than %s (%.8s...): give that base, or "
-                    "--any-base if they are the same model in another format", path, header->base_path,
-                    header->base_fingerprint, job->source->path, job->fingerprint);
+  if (any_base || !header->base_fingerprint[0] || strcmp(header->base_fingerprint, job->fingerprint) == 0)
+    return STATUS_OK;
+  return status_set(
+      STATUS_USAGE,
+      "adapter %s was trained on another base (%s, fingerprint %.8s...) than %s (%.8s...): give that base, or "
+      "--any-base if they are the same model in another format",
+      path, header->base_path, header->base_fingerprint, job->source->path, job->fingerprint);
 }
 
 static enum status attach_new(struct job *job, const struct adapter_spec *specs, int n) {
   const struct config *config = job->config;
-  TRY(adapters_create(job->device, job->mesh, specs, n, (float)config->lora.dropout, config->train.seed, &job->adapters));
-  for (int i = 0; i < n; i++)
-    model_attach(job->model, specs[i].layer, specs[i].module, &job->adapters.pairs[i]);
+  TRY(adapters_create(job->device, job->mesh, specs, n, (float)config->lora.dropout, config->train.seed,
+                      &job->adapters));
+  for (int i = 0; i < n; i++) model_attach(job->model, specs[i].layer, specs[i].module, &job->adapters.pairs[i]);
   return STATUS_OK;
 }
 

@@ -10,8 +10,8 @@ enum status batcher_create(const struct dataset *data, int64_t seq_len, int64_t 
   int64_t rows = dataset_rows(data);
   if (micro_batch > rows && !shuffle) micro_batch = rows;
   int64_t M = (seq_len * micro_batch + BATCH_TOKEN_UNIT - 1) / BATCH_TOKEN_UNIT * BATCH_TOKEN_UNIT;
-  *batcher = (struct batcher){.data = data, .seq_len = seq_len, .micro_batch = micro_batch, .shuffle = shuffle,
-                              .seed = seed, .max_tokens = M};
+  *batcher = (struct batcher){
+      .data = data, .seq_len = seq_len, .micro_batch = micro_batch, .shuffle = shuffle, .seed = seed, .max_tokens = M};
   size_t n = (size_t)M;
   batcher->ids = calloc(n, sizeof(int32_t));
   batcher->labels = calloc(n, sizeof(int32_t));
@@ -80,6 +80,11 @@ void batcher_fill(struct batcher *b, int64_t sample, int64_t n, int64_t slot, st
     b->labels[t] = -1;
     b->row_ids[t] = -1;
   }
-  *batch = (struct batch){.M = padded, .ids = b->ids, .positions = b->positions, .labels = b->labels,
-                          .row_ids = b->row_ids, .segments = b->segments, .n_segments = n_segments};
+  *batch = (struct batch){.M = padded,
+                          .ids = b->ids,
+                          .positions = b->positions,
+                          .labels = b->labels,
+                          .row_ids = b->row_ids,
+                          .segments = b->segments,
+                          .n_segments = n_segments};
 }

@@ -12,8 +12,10 @@
 static const struct cli_help help = {
     .usage = "eval --base BASE [--adapter ADAPTER] --data FILE [--set KEY=VALUE ...] [--json]",
     .summary = "Mean loss per target token, perplexity and token counts of a data set.",
-    .details = "Under mpirun the base is cut over the ranks: mpirun -n 2 lorashard eval --base B --data F --set parallel.tp=2. "
-               "FILE is read as training data is (data.format, data.seq_len, data.packing, data.chat_template through --set).",
+    .details =
+        "Under mpirun the base is cut over the ranks: mpirun -n 2 lorashard eval --base B --data F --set "
+        "parallel.tp=2. "
+        "FILE is read as training data is (data.format, data.seq_len, data.packing, data.chat_template through --set).",
 };
 
 struct arguments {
@@ -37,18 +39,21 @@ static enum status parse(int argc, char **argv, struct arguments *a) {
 
 static void print(const struct evaluation *result, const struct dataset_counts *counts, bool json) {
   if (json) {
-    printf("{\"loss\": %.9g, \"perplexity\": %.9g, \"targets\": %" PRId64 ", \"tokens\": %" PRId64 ", \"documents\": %" PRId64
-           ", \"truncated\": %" PRId64 ", \"without_target\": %" PRId64 "}\n", result->loss, exp(result->loss), result->targets,
-           result->tokens, counts->documents, counts->truncated, counts->without_target);
+    printf("{\"loss\": %.9g, \"perplexity\": %.9g, \"targets\": %" PRId64 ", \"tokens\": %" PRId64
+           ", \"documents\": %" PRId64 ", \"truncated\": %" PRId64 ", \"without_target\": %" PRId64 "}\n",
+           result->loss, exp(result->loss), result->targets, result->tokens, counts->documents, counts->truncated,
+           counts->without_target);
     return;
   }
-  printf("loss        %.6f\nperplexity  %.4f\ntargets     %" PRId64 "\ntokens      %" PRId64 "\ndocuments   %" PRId64 "\n",
+  printf("loss        %.6f\nperplexity  %.4f\ntargets     %" PRId64 "\ntokens      %" PRId64 "\ndocuments   %" PRId64
+         "\n",
          result->loss, exp(result->loss), result->targets, result->tokens, counts->documents);
   if (counts->truncated) printf("truncated   %" PRId64 "\n", counts->truncated);
   if (counts->without_target) printf("skipped     %" PRId64 " (nothing to predict)\n", counts->without_target);
 }
 
-static enum status evaluate(const struct arguments *a, struct job *job, struct dataset **data, struct batcher *batcher) {
+static enum status evaluate(const struct arguments *a, struct job *job, struct dataset **data,
+                            struct batcher *batcher) {
   const struct config *config = job->config;
   struct evaluation result;
   struct string_list files = {(char **)a->data.items, a->data.n};
@@ -57,8 +62,9 @@ static enum status evaluate(const struct arguments *a, struct job *job, struct d
   TRY(ranks_agree(model_prepare(job->model, batcher->max_tokens, false)));
   ranks_must(evaluate_run(job, batcher, &result));
   if (!isfinite(result.loss))
-    return ranks_agree(status_set(STATUS_DATA, "the loss is not finite: weights of %s%s%s are damaged", job->source->path,
-                                  a->model.adapter ? " or " : "", a->model.adapter ? a->model.adapter : ""));
+    return ranks_agree(status_set(STATUS_DATA, "the loss is not finite: weights of %s%s%s are damaged",
+                                  job->source->path, a->model.adapter ? " or " : "",
+                                  a->model.adapter ? a->model.adapter : ""));
   print(&result, dataset_counts(*data), a->json);
   return STATUS_OK;
 }

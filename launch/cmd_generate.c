@@ -12,8 +12,9 @@
 static const struct cli_help help = {
     .usage = "generate --base BASE [--adapter ADAPTER] --prompt TEXT [--max-tokens N] [--temperature T] [--top-p P]",
     .summary = "Continue a prompt and print the continuation.",
-    .details = "Greedy by default. --chat puts the prompt into the base's chat template as a user's turn; --e2e writes it as "
-               "the e2e data format does (prompt, then the end token). Generation ends at the model's end token.",
+    .details =
+        "Greedy by default. --chat puts the prompt into the base's chat template as a user's turn; --e2e writes it as "
+        "the e2e data format does (prompt, then the end token). Generation ends at the model's end token.",
 };
 
 struct arguments {
@@ -32,8 +33,14 @@ static enum status parse(int argc, char **argv, struct arguments *a, struct requ
       MODEL_ARGS_OPTIONS(&a->model),
       {.name = "prompt", .arg = "TEXT", .doc = "the text to continue", .value = &a->prompt},
       {.name = "max-tokens", .arg = "N", .doc = "tokens to generate at most (default 128)", .value = &a->max_tokens},
-      {.name = "temperature", .arg = "T", .doc = "0 (default): the likeliest token; higher: more varied", .value = &a->temperature},
-      {.name = "top-p", .arg = "P", .doc = "sample from the likeliest tokens that reach this probability (default 1)", .value = &a->top_p},
+      {.name = "temperature",
+       .arg = "T",
+       .doc = "0 (default): the likeliest token; higher: more varied",
+       .value = &a->temperature},
+      {.name = "top-p",
+       .arg = "P",
+       .doc = "sample from the likeliest tokens that reach this probability (default 1)",
+       .value = &a->top_p},
       {.name = "seed", .arg = "N", .doc = "of the sampling (default 0)", .value = &a->seed},
       {.name = "chat", .doc = "the prompt is a user's turn of the chat template", .flag = &a->chat},
       {.name = "e2e", .doc = "the prompt is an input of the e2e data format", .flag = &a->e2e},
@@ -68,7 +75,8 @@ static enum status prompt_ids(const struct arguments *a, const struct config *co
     struct chat_message message = {"user", a->prompt};
     TRY_OUT(chat_template_choose(config->data.chat_template, tokenizer, &chat));
     if (chat == CHAT_NONE) {
-      status = status_set(STATUS_USAGE, "--chat: the base has no chat template; choose one with --set data.chat_template=chatml");
+      status = status_set(STATUS_USAGE,
+                          "--chat: the base has no chat template; choose one with --set data.chat_template=chatml");
       goto out;
     }
     TRY_OUT(chat_template_apply(chat, tokenizer, &message, 1, true, ids, &mask));
@@ -83,7 +91,8 @@ out:
   return status;
 }
 
-static enum status print(const struct arguments *a, const struct job *job, const struct token_list *ids, int64_t n_prompt) {
+static enum status print(const struct arguments *a, const struct job *job, const struct token_list *ids,
+                         int64_t n_prompt) {
   if (a->show_ids) {
     for (int64_t i = n_prompt; i < ids->n; i++) printf("%s%d", i > n_prompt ? " " : "", ids->ids[i]);
     printf("\n");

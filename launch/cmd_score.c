@@ -12,8 +12,9 @@
 static const struct cli_help help = {
     .usage = "score --base BASE [--adapter ADAPTER] (--ids 12,55,7 | --text TEXT)",
     .summary = "Natural log-probability of each token after those before it, as JSON.",
-    .details = "Prints {\"ids\": [...], \"logprobs\": [null, ...]}; the first token has none. Text is tokenised as the base's "
-               "tokenizer does, special tokens (BOS) included.",
+    .details =
+        "Prints {\"ids\": [...], \"logprobs\": [null, ...]}; the first token has none. Text is tokenised as the base's "
+        "tokenizer does, special tokens (BOS) included.",
 };
 
 struct arguments {
@@ -58,7 +59,8 @@ static enum status sequence(const struct arguments *a, const struct config *conf
                        : status_set(STATUS_USAGE, "%s has no tokenizer: give --ids", config->base);
     tokenizer_close(&tokenizer);
   }
-  if (status == STATUS_OK && list->n < 2) return status_set(STATUS_USAGE, "a sequence of at least two tokens is needed");
+  if (status == STATUS_OK && list->n < 2)
+    return status_set(STATUS_USAGE, "a sequence of at least two tokens is needed");
   return status;
 }
 
@@ -86,16 +88,18 @@ static enum status score(struct job *job, const struct token_list *list) {
   TRY(ranks_agree(positions && nll ? STATUS_OK : status_set(STATUS_SYSTEM, "out of memory for %" PRId64 " tokens", n)));
   for (int64_t i = 0; i < n; i++) positions[i] = (int32_t)i;
   struct segment segment = {0, (int32_t)n, 0, (int32_t)n};
-  struct batch batch = {.M = n, .ids = list->ids, .positions = positions, .labels = list->ids + 1, .segments = &segment,
-                        .n_segments = 1};
+  struct batch batch = {
+      .M = n, .ids = list->ids, .positions = positions, .labels = list->ids + 1, .segments = &segment, .n_segments = 1};
   double loss = 0;
   ranks_must(transformer_loss(job->model, &batch, &loss, nll));
   enum status status = STATUS_OK;
   if (isfinite(loss))
     print(list, nll);
   else
-    status = ranks_agree(status_set(STATUS_DATA, "the log-probabilities are not finite: weights of %s or of the adapter are "
-                                    "damaged", job->source->path));
+    status = ranks_agree(status_set(STATUS_DATA,
+                                    "the log-probabilities are not finite: weights of %s or of the adapter are "
+                                    "damaged",
+                                    job->source->path));
   free(positions);
   free(nll);
   return status;

@@ -9,13 +9,15 @@ static const struct cli_help help = {
     .usage = "train CONFIG.yaml [--set KEY=VALUE ...] [--resume | --overwrite]",
     .summary = "Fine-tune LoRA adapters over a frozen base model cut over MPI ranks.",
     .details =
-        "Start it alone, or with mpirun for several ranks: parallel.tp of them share one copy of the base, the others are "
+        "Start it alone, or with mpirun for several ranks: parallel.tp of them share one copy of the base, the others "
+        "are "
         "data-parallel replicas.\n\n"
         "  lorashard train my.yaml\n"
         "  mpirun -n 2 lorashard train my.yaml --set parallel.tp=2\n"
         "  mpirun -n 4 -hostfile hosts lorashard train my.yaml --set parallel.tp=2 --set 'lora.targets=[q, v]'\n\n"
         "Everything is written below `output`: checkpoints step-000100/ (always one at the last step), `latest`, "
-        "metrics.jsonl (one JSON object a step), config.yaml (the resolved settings), cache/ (token ids). SIGTERM, SIGUSR1 or "
+        "metrics.jsonl (one JSON object a step), config.yaml (the resolved settings), cache/ (token ids). SIGTERM, "
+        "SIGUSR1 or "
         "Ctrl-C: the step is finished, a checkpoint written, exit code 0. lorashard help-config lists every key.",
 };
 
@@ -28,15 +30,21 @@ struct arguments {
 
 static enum status parse(int argc, char **argv, struct arguments *a) {
   const struct cli_option options[] = {
-      {.name = "set", .arg = "KEY=VALUE", .doc = "set any configuration key, value in YAML; may be repeated", .values = &a->set},
-      {.name = "resume", .doc = "go on from the newest whole checkpoint in the output directory", .flag = &a->train.resume},
+      {.name = "set",
+       .arg = "KEY=VALUE",
+       .doc = "set any configuration key, value in YAML; may be repeated",
+       .values = &a->set},
+      {.name = "resume",
+       .doc = "go on from the newest whole checkpoint in the output directory",
+       .flag = &a->train.resume},
       {.name = "overwrite", .doc = "replace the run that the output directory holds", .flag = &a->train.overwrite},
       {.name = "any-base", .doc = "accept a lora.adapter that was trained on another base", .flag = &a->any_base},
       {NULL},
   };
   int n;
   TRY(cli_parse(&help, options, argc, argv, &a->config, 1, 1, &n, &a->done));
-  if (a->train.resume && a->train.overwrite) return status_set(STATUS_USAGE, "--resume and --overwrite exclude each other");
+  if (a->train.resume && a->train.overwrite)
+    return status_set(STATUS_USAGE, "--resume and --overwrite exclude each other");
   return STATUS_OK;
 }
 

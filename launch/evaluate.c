@@ -8,11 +8,19 @@ enum status evaluate_open_data(const struct job *job, const struct string_list *
                                struct dataset **data_p) {
   const struct config *config = job->config;
   struct dataset_options options = {
-      .files = (const char *const *)files->items, .n_files = files->n, .format = config->data.format,
-      .chat_template = config->data.chat_template, .seq_len = config->data.seq_len, .packing = config->data.packing,
-      .tokenizer = job->tokenizer, .n_vocab = job->source->facts.n_vocab, .cache_dir = cache_dir,
-      .worker = cache_dir ? job->mesh->rank : 0, .n_workers = cache_dir ? job->mesh->world : 1,
-      .barrier = cache_dir ? wait_for_all : NULL, .barrier_context = job->mesh->control,
+      .files = (const char *const *)files->items,
+      .n_files = files->n,
+      .format = config->data.format,
+      .chat_template = config->data.chat_template,
+      .seq_len = config->data.seq_len,
+      .packing = config->data.packing,
+      .tokenizer = job->tokenizer,
+      .n_vocab = job->source->facts.n_vocab,
+      .cache_dir = cache_dir,
+      .worker = cache_dir ? job->mesh->rank : 0,
+      .n_workers = cache_dir ? job->mesh->world : 1,
+      .barrier = cache_dir ? wait_for_all : NULL,
+      .barrier_context = job->mesh->control,
   };
   return ranks_agree(dataset_open(&options, data_p));
 }

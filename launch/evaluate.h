@@ -8,9 +8,9 @@
 #include "launch/job.h"
 
 struct evaluation {
-  double loss;     /* mean negative log-likelihood of a target, in nats */
+  double loss; /* mean negative log-likelihood of a target, in nats */
   int64_t targets;
-  int64_t tokens;  /* positions read */
+  int64_t tokens; /* positions read */
 };
 
 /* Open files as a dataset the way config.data says; workers are the job's ranks.

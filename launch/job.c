@@ -16,15 +16,19 @@ enum dtype job_act(const struct config *config) {
 
 static enum weight_storage storage(const struct config *config) {
   switch (config->train.base_dtype) {
-    case BASE_F32: return STORE_F32;
-    case BASE_BF16: return STORE_BF16;
-    default: return STORE_AS_FILE;
+    case BASE_F32:
+      return STORE_F32;
+    case BASE_BF16:
+      return STORE_BF16;
+    default:
+      return STORE_AS_FILE;
   }
 }
 
 static enum status open_base(struct job *job) {
   const struct config *config = job->config;
-  if (!config->base || !*config->base) return status_set(STATUS_USAGE, "no base model given: set base (a folder or a .gguf file)");
+  if (!config->base || !*config->base)
+    return status_set(STATUS_USAGE, "no base model given: set base (a folder or a .gguf file)");
   TRY(base_model_open(config->base, &job->source));
   TRY(base_model_fingerprint(job->source, job->fingerprint));
   return tokenizer_open(config->base, &job->tokenizer);
@@ -34,14 +38,16 @@ static enum status open_base(struct job *job) {
 static enum status check_layout(struct job *job) {
   struct shard shard;
   if (job->config->parallel.pp != 1)
-    return status_set(STATUS_USAGE, "parallel.pp %" PRId64 ": pipeline stages are not supported by this version", job->config->parallel.pp);
+    return status_set(STATUS_USAGE, "parallel.pp %" PRId64 ": pipeline stages are not supported by this version",
+                      job->config->parallel.pp);
   for (int t = 0; t < job->mesh->n_tp; t++) TRY(shard_plan(&job->source->facts, job->mesh->n_tp, t, &shard));
   return STATUS_OK;
 }
 
 static enum status open_model(struct job *job, const struct job_options *options) {
   struct model_options model_options = {
-      .act = job_act(job->config), .storage = storage(job->config),
+      .act = job_act(job->config),
+      .storage = storage(job->config),
       .n_positions = options->n_positions ? options->n_positions : job->config->data.seq_len,
   };
   return model_create(job->device, job->source, job->mesh->tp, &model_options, &job->model);
@@ -77,8 +83,8 @@ void job_describe(const struct job *job) {
   const struct model_facts *facts = &job->source->facts;
   const struct mesh *mesh = job->mesh;
   device_describe(job->device, device, sizeof device);
-  log_info("base      %s: %s, %.1f M parameters, %" PRId64 " layers of width %" PRId64, job->source->path, facts->family,
-           1e-6 * (double)model_base_parameters(facts), facts->n_layers, facts->d_model);
+  log_info("base      %s: %s, %.1f M parameters, %" PRId64 " layers of width %" PRId64, job->source->path,
+           facts->family, 1e-6 * (double)model_base_parameters(facts), facts->n_layers, facts->d_model);
   log_info("layout    %d rank%s: tp %d x dp %d; rank 0 holds %" PRId64 " of %" PRId64 " heads, %" PRId64 " of %" PRId64
            " FFN columns, %.1f MB of weights",
            mesh->world, mesh->world == 1 ? "" : "s", mesh->n_tp, mesh->n_dp, job->model->shard.heads.n, facts->n_heads,

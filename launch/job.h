@@ -25,10 +25,10 @@ struct job {
 };
 
 struct job_options {
-  const char *adapter;  /* path of an adapter to start from or evaluate; NULL or "": none */
-  bool fresh_adapters;  /* without `adapter`: new ones as lora.* says */
-  bool any_base;        /* accept an adapter made for another base */
-  int64_t n_positions;  /* longest sequence; 0: config's data.seq_len */
+  const char *adapter; /* path of an adapter to start from or evaluate; NULL or "": none */
+  bool fresh_adapters; /* without `adapter`: new ones as lora.* says */
+  bool any_base;       /* accept an adapter made for another base */
+  int64_t n_positions; /* longest sequence; 0: config's data.seq_len */
 };
 
 /* Build it all; collective, agreed: on failure every rank returns the same status

@@ -11,7 +11,8 @@ enum status model_args_configure(const struct model_args *args, struct config *c
     config->base = strdup(args->base);
     if (!config->base) return status_set(STATUS_SYSTEM, "out of memory");
   }
-  if (!config->base || !*config->base) return status_set(STATUS_USAGE, "no base model given: --base BASE (a folder or a .gguf file)");
+  if (!config->base || !*config->base)
+    return status_set(STATUS_USAGE, "no base model given: --base BASE (a folder or a .gguf file)");
   return config_check(config, false);
 }
 

@@ -63,11 +63,15 @@ enum status output_dir_prepare(const char *path, bool resume, bool overwrite) {
     TRY(scan(path, false, &found));
   }
   if (resume && !found)
-    return status_set(STATUS_USAGE, "--resume: %s holds no run to go on with: name the output of that run, or leave out "
-                      "--resume to begin one", path);
+    return status_set(STATUS_USAGE,
+                      "--resume: %s holds no run to go on with: name the output of that run, or leave out "
+                      "--resume to begin one",
+                      path);
   if (found && !resume && !overwrite)
-    return status_set(STATUS_USAGE, "output directory %s holds another run: give another output, --resume to go on with it, "
-                      "or --overwrite to replace it", path);
+    return status_set(STATUS_USAGE,
+                      "output directory %s holds another run: give another output, --resume to go on with it, "
+                      "or --overwrite to replace it",
+                      path);
   return STATUS_OK;
 }
 

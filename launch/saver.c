@@ -179,8 +179,10 @@ static enum status check_modules(const struct job *job, const struct checkpoint 
   const struct checkpoint_module *found;
   int n = checkpoint_modules(checkpoint, &found);
   if (n != job->adapters.n)
-    return status_set(STATUS_USAGE, "%s holds %d adapters but the configuration asks for %d: resume with the run's own lora.* "
-                      "settings", directory, n, job->adapters.n);
+    return status_set(STATUS_USAGE,
+                      "%s holds %d adapters but the configuration asks for %d: resume with the run's own lora.* "
+                      "settings",
+                      directory, n, job->adapters.n);
   for (int i = 0; i < job->adapters.n; i++) {
     const struct adapter_spec *spec = &job->adapters.specs[i];
     char name[64];
@@ -189,8 +191,10 @@ static enum status check_modules(const struct job *job, const struct checkpoint 
     for (int k = 0; k < n && !match; k++)
       if (strcmp(found[k].group, name) == 0) match = &found[k];
     if (!match || match->r != spec->r || match->alpha != spec->alpha || match->rslora != spec->rslora)
-      return status_set(STATUS_USAGE, "%s: adapter %s differs from the configuration's (r, alpha or rslora), or is absent: "
-                        "resume with the run's own lora.* settings", directory, name);
+      return status_set(STATUS_USAGE,
+                        "%s: adapter %s differs from the configuration's (r, alpha or rslora), or is absent: "
+                        "resume with the run's own lora.* settings",
+                        directory, name);
   }
   return STATUS_OK;
 }
@@ -198,13 +202,17 @@ static enum status check_modules(const struct job *job, const struct checkpoint 
 static enum status check_run(const struct job *job, const struct checkpoint_header *header, const char *directory,
                              int64_t rows, const char *data_digest) {
   if (strcmp(header->base_fingerprint, job->fingerprint) != 0)
-    return status_set(STATUS_USAGE, "%s was trained on another base (%s): resume with that base", directory, header->base_path);
+    return status_set(STATUS_USAGE, "%s was trained on another base (%s): resume with that base", directory,
+                      header->base_path);
   if (header->seed != job->config->train.seed)
-    return status_set(STATUS_USAGE, "%s was trained with train.seed %" PRIu64 ", not %" PRIu64 ": resume with that seed",
-                      directory, header->seed, job->config->train.seed);
+    return status_set(STATUS_USAGE,
+                      "%s was trained with train.seed %" PRIu64 ", not %" PRIu64 ": resume with that seed", directory,
+                      header->seed, job->config->train.seed);
   if (strcmp(header->data_digest, data_digest) != 0 || header->cursor >= rows)
-    return status_set(STATUS_USAGE, "%s was trained on other data (or another data.seq_len, packing or template): resume with "
-                      "the same, or start a new run from it with lora.adapter", directory);
+    return status_set(STATUS_USAGE,
+                      "%s was trained on other data (or another data.seq_len, packing or template): resume with "
+                      "the same, or start a new run from it with lora.adapter",
+                      directory);
   return STATUS_OK;
 }
 

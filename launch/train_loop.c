@@ -46,7 +46,8 @@ static void report_data(const struct run *run, const char *what, const struct da
   const struct dataset_counts *counts = dataset_counts(data);
   if (!speaks(run)) return;
   log_info("%-9s %" PRId64 " documents, %" PRId64 " tokens, %" PRId64 " targets in %" PRId64 " rows of up to %" PRId64
-           " tokens", what, counts->documents, counts->tokens, counts->targets, counts->rows, run->config->data.seq_len);
+           " tokens",
+           what, counts->documents, counts->tokens, counts->targets, counts->rows, run->config->data.seq_len);
   if (counts->truncated)
     log_warn("%s: %" PRId64 " samples are longer than data.seq_len %" PRId64 " and were cut at the end", what,
              counts->truncated, run->config->data.seq_len);
@@ -67,8 +68,8 @@ static enum status open_data(struct run *run) {
   if (config->data.eval.n == 0) return STATUS_OK;
   TRY(evaluate_open_data(run->job, &config->data.eval, cache, &run->eval_data));
   report_data(run, "eval data", run->eval_data);
-  return ranks_agree(batcher_create(run->eval_data, config->data.seq_len, config->train.micro_batch, false, 0,
-                                    &run->eval_batcher));
+  return ranks_agree(
+      batcher_create(run->eval_data, config->data.seq_len, config->train.micro_batch, false, 0, &run->eval_batcher));
 }
 
 /* The newest whole checkpoint: rank 0 looks, all read their parts. */
@@ -80,13 +81,16 @@ static enum status resume(struct run *run) {
   enum status status = STATUS_OK;
   if (speaks(run)) status = checkpoint_find_latest(run->config->output, found.path, sizeof found.path, &found.step);
   if (status == STATUS_OK && speaks(run) && found.step < 0)
-    status = status_set(STATUS_USAGE, "--resume: %s holds no whole checkpoint to go on from: begin anew with --overwrite",
-                        run->config->output);
+    status =
+        status_set(STATUS_USAGE, "--resume: %s holds no whole checkpoint to go on from: begin anew with --overwrite",
+                   run->config->output);
   TRY(ranks_agree(status));
   TRY(comm_broadcast(run->job->mesh->control, &found, sizeof found, 0));
-  TRY(ranks_agree(saver_restore(run->job, found.path, dataset_rows(run->data), dataset_digest(run->data), &run->state)));
+  TRY(ranks_agree(
+      saver_restore(run->job, found.path, dataset_rows(run->data), dataset_digest(run->data), &run->state)));
   log_info("resume    from %s: step %" PRId64 ", epoch %" PRId64 ", %" PRId64 " of %" PRId64 " rows used", found.path,
-           run->state.step, run->state.samples / run->state.rows, run->state.samples % run->state.rows, run->state.rows);
+           run->state.step, run->state.samples / run->state.rows, run->state.samples % run->state.rows,
+           run->state.rows);
   return STATUS_OK;
 }
 
@@ -110,6 +114,8 @@ static enum status open_outputs(struct run *run) {
 }
 
 static void watchdog_bites(const char *message) {
+  /* SIGTERM also comes from a launcher that is ending the job after another rank's report. */
+  if (stop_signal_came()) sleep(5);
   status_set(STATUS_PEER, "%s", message);
   ranks_fail(STATUS_PEER);
 }
@@ -172,16 +178,25 @@ static void reset_counts(const struct mesh *mesh) {
   comm_reset_counts(mesh->control);
 }
 
-static enum status record(struct run *run, const struct train_result *result, double seconds, struct metrics_step *line) {
+static enum status record(struct run *run, const struct train_result *result, double seconds,
+                          struct metrics_step *line) {
   const struct mesh *mesh = run->job->mesh;
   struct rusage usage;
   getrusage(RUSAGE_SELF, &usage);
   *line = (struct metrics_step){
-      .step = run->state.step, .epoch = (double)run->state.samples / (double)run->state.rows, .loss = result->loss,
-      .grad_norm = result->grad_norm, .lr = result->lr, .tokens = result->tokens,
-      .tokens_per_second = (double)result->tokens / seconds, .step_seconds = seconds,
-      .comm = {.tp = counts_of(mesh->tp), .dp = counts_of(mesh->dp), .stage = counts_of(mesh->stage),
-               .pp = counts_of(mesh->pp), .control = counts_of(mesh->control)},
+      .step = run->state.step,
+      .epoch = (double)run->state.samples / (double)run->state.rows,
+      .loss = result->loss,
+      .grad_norm = result->grad_norm,
+      .lr = result->lr,
+      .tokens = result->tokens,
+      .tokens_per_second = (double)result->tokens / seconds,
+      .step_seconds = seconds,
+      .comm = {.tp = counts_of(mesh->tp),
+               .dp = counts_of(mesh->dp),
+               .stage = counts_of(mesh->stage),
+               .pp = counts_of(mesh->pp),
+               .control = counts_of(mesh->control)},
       .peak_rss_bytes = (uint64_t)usage.ru_maxrss * 1024,
   };
   return STATUS_OK;
@@ -221,7 +236,8 @@ static enum status advance(struct run *run, bool *stop) {
   if (speaks(run)) ranks_must(metrics_append(run->metrics, &line));
   if (due(run->config->checkpoint.every, run->state.step, *stop)) TRY(checkpoint(run));
   if (signals.stop && !last)
-    log_info("stopping at step %" PRId64 " as asked by a signal; go on with: lorashard train CONFIG --resume", run->state.step);
+    log_info("stopping at step %" PRId64 " as asked by a signal; go on with: lorashard train CONFIG --resume",
+             run->state.step);
   return STATUS_OK;
 }
 

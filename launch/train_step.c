@@ -18,9 +18,12 @@ struct train_plan train_plan(const struct config *config, int64_t rows) {
 
 static enum schedule schedule_of(const struct config *config) {
   switch (config->train.schedule) {
-    case SCHEDULE_COSINE: return LR_COSINE;
-    case SCHEDULE_CONSTANT: return LR_CONSTANT;
-    default: return LR_LINEAR;
+    case SCHEDULE_COSINE:
+      return LR_COSINE;
+    case SCHEDULE_CONSTANT:
+      return LR_CONSTANT;
+    default:
+      return LR_LINEAR;
   }
 }
 
@@ -94,7 +97,8 @@ enum status train_step(struct job *job, struct batcher *batcher, const struct tr
   if (signals->failed || result->not_finite) return STATUS_OK;
   if (result->skipped) {
     state->skipped++;
-    log_warn("step %" PRId64 ": the loss or gradient is not finite; skipped (%" PRId64 " so far)", state->step + 1, state->skipped);
+    log_warn("step %" PRId64 ": the loss or gradient is not finite; skipped (%" PRId64 " so far)", state->step + 1,
+             state->skipped);
   } else {
     TRY(update(job, state, result));
   }
@@ -119,14 +123,23 @@ enum status train_explain(struct job *job, struct batcher *batcher, const struct
   double first = L + 1;
   TRY(for_micro_batches(job, batcher, state, result->samples, explain_micro, &first));
   TRY(comm_all_reduce_f64(job->mesh->control, &first, 1, REDUCE_MIN));
-  const char *advice = state->step == 0 ? "nothing was trained yet, so check the base's weights, and lora.adapter if it is set"
-                                        : "lower train.lr, check the data, or set train.skip_nan: true";
+  const char *advice = state->step == 0
+                           ? "nothing was trained yet, so check the base's weights, and lora.adapter if it is set"
+                           : "lower train.lr, check the data, or set train.skip_nan: true";
   if (first < 0)
-    return status_set(STATUS_DATA, "step %" PRId64 ": loss is not finite (%g); the embeddings already are not: the base's weights are damaged",
+    return status_set(STATUS_DATA,
+                      "step %" PRId64
+                      ": loss is not finite (%g); the embeddings already are not: the base's weights are damaged",
                       state->step + 1, result->loss);
   if (first < L)
-    return status_set(STATUS_DATA, "step %" PRId64 ": loss %g, gradient norm %g: not finite; the first values that are not appear in "
-                      "layer %d: %s", state->step + 1, result->loss, result->grad_norm, (int)first, advice);
-  return status_set(STATUS_DATA, "step %" PRId64 ": loss %g, gradient norm %g: not finite; all layers' outputs are, so it arose in the "
-                    "head or in backward: %s", state->step + 1, result->loss, result->grad_norm, advice);
+    return status_set(STATUS_DATA,
+                      "step %" PRId64
+                      ": loss %g, gradient norm %g: not finite; the first values that are not appear in "
+                      "layer %d: %s",
+                      state->step + 1, result->loss, result->grad_norm, (int)first, advice);
+  return status_set(STATUS_DATA,
+                    "step %" PRId64
+                    ": loss %g, gradient norm %g: not finite; all layers' outputs are, so it arose in the "
+                    "head or in backward: %s",
+                    state->step + 1, result->loss, result->grad_norm, advice);
 }

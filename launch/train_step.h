@@ -26,8 +26,8 @@ struct train_result {
   double grad_norm; /* global, before clipping */
   double lr;
   int64_t samples, targets, tokens; /* of the global batch */
-  bool not_finite;  /* loss or gradient is; nothing was updated */
-  bool skipped;     /* the same, and train.skip_nan is on: counted, the run goes on */
+  bool not_finite;                  /* loss or gradient is; nothing was updated */
+  bool skipped;                     /* the same, and train.skip_nan is on: counted, the run goes on */
 };
 
 /* Forward, backward, one reduction per group, clip, AdamW; *state moves on unless

@@ -18,7 +18,10 @@ void adapter_name(const struct adapter_spec *spec, char name[64]) {
 /* A [r, in]: columns of this rank (row-parallel) or whole. */
 static struct param param_a(const struct adapter_spec *spec, int n_tp) {
   bool sharded = module_is_row_parallel(spec->module);
-  struct param p = {.rows = spec->r, .cols = spec->in, .col = sharded ? spec->in_first : 0, .part_rows = spec->r,
+  struct param p = {.rows = spec->r,
+                    .cols = spec->in,
+                    .col = sharded ? spec->in_first : 0,
+                    .part_rows = spec->r,
                     .part_cols = sharded ? spec->in_t : spec->in,
                     .group = sharded || n_tp == 1 ? PARAM_DP : PARAM_STAGE};
   adapter_name(spec, p.group_name);
@@ -29,8 +32,11 @@ static struct param param_a(const struct adapter_spec *spec, int n_tp) {
 /* B [out, r]: rows of this rank (column-parallel) or whole. */
 static struct param param_b(const struct adapter_spec *spec, int n_tp) {
   bool sharded = !module_is_row_parallel(spec->module) && !spec->out_shared;
-  struct param p = {.rows = spec->out, .cols = spec->r, .row = sharded ? spec->out_first : 0,
-                    .part_rows = sharded ? spec->out_t : spec->out, .part_cols = spec->r,
+  struct param p = {.rows = spec->out,
+                    .cols = spec->r,
+                    .row = sharded ? spec->out_first : 0,
+                    .part_rows = sharded ? spec->out_t : spec->out,
+                    .part_cols = spec->r,
                     .group = sharded || n_tp == 1 ? PARAM_DP : PARAM_STAGE};
   adapter_name(spec, p.group_name);
   strcpy(p.name, "B");
@@ -43,9 +49,18 @@ static void make_pair(const struct adapter_spec *spec, const struct param *a, co
   int64_t skip = spec->out_shared ? spec->out_first * spec->r : 0; /* own rows of a whole B */
   bool row_parallel = module_is_row_parallel(spec->module);
   *pair = (struct lowrank){
-      .A = a->w, .dA = a->g, .B = b->w + skip, .dB = b->g + skip, .r = spec->r, .n_in = a->part_cols,
-      .n_out = row_parallel ? spec->out : spec->out_t, .scale = (float)adapter_scale(spec),
-      .dropout = {.p = dropout, .seed = seed, .layer = spec->layer, .module = spec->module,
+      .A = a->w,
+      .dA = a->g,
+      .B = b->w + skip,
+      .dB = b->g + skip,
+      .r = spec->r,
+      .n_in = a->part_cols,
+      .n_out = row_parallel ? spec->out : spec->out_t,
+      .scale = (float)adapter_scale(spec),
+      .dropout = {.p = dropout,
+                  .seed = seed,
+                  .layer = spec->layer,
+                  .module = spec->module,
                   .feature = row_parallel ? spec->in_first : 0},
   };
 }

@@ -22,9 +22,9 @@ struct adapter_spec {
   int64_t r;
   double alpha;
   bool rslora;
-  int64_t in, out;                   /* whole */
+  int64_t in, out;                          /* whole */
   int64_t in_first, in_t, out_first, out_t; /* this rank's part of each axis */
-  bool out_shared; /* a KV linear whose rows several ranks hold: every rank keeps B whole */
+  bool out_shared;                          /* a KV linear whose rows several ranks hold: every rank keeps B whole */
 };
 
 /* alpha / r, or alpha / sqrt(r). */

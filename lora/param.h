@@ -30,7 +30,7 @@ struct param {
   int64_t row, col;    /* where this rank's part begins */
   int64_t part_rows, part_cols;
   enum param_group group;
-  int64_t offset;      /* in its bucket */
+  int64_t offset;       /* in its bucket */
   float *w, *g, *m, *v; /* [part_rows, part_cols] */
 };
 

@@ -5,8 +5,8 @@
 #include "model/prepare.h"
 
 #define LOGITS_BYTES ((int64_t)48 << 20) /* of one chunk of logits */
-#define CHUNK_MAX 512
-#define CHUNK_MIN 16
+#define CHUNK_MAX    512
+#define CHUNK_MIN    16
 
 static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 

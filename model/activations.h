@@ -16,46 +16,46 @@
 
 /* Alphabet as in model.h. */
 struct layer_saved {
-  struct tensor_view x1;    /* [M, D] f32: residual stream before norm1 */
-  struct tensor_view x2;    /* [M, D] f32: before norm2 (sequential blocks) */
-  float *stats1, *stats2;   /* [M, 2] */
-  struct tensor_view qk_raw;      /* [M, (H_t + G_t) E] act: q, k before their norms (qwen3) */
-  float *q_stats, *k_stats;       /* [M, H_t], [M, G_t] */
-  struct tensor_view qkv;   /* [M, (H_t + 2 G_t) E] act: after norm and rotary */
-  struct tensor_view attn;  /* [M, H_t E] act */
-  float *lse;               /* [H_t, M] */
-  struct tensor_view gate;  /* [M, F_t] act; data NULL without a gate */
-  struct tensor_view up;    /* [M, F_t] act */
-  float *h[MODULE_COUNT];   /* [M, r]: x A' of each adapter */
+  struct tensor_view x1;     /* [M, D] f32: residual stream before norm1 */
+  struct tensor_view x2;     /* [M, D] f32: before norm2 (sequential blocks) */
+  float *stats1, *stats2;    /* [M, 2] */
+  struct tensor_view qk_raw; /* [M, (H_t + G_t) E] act: q, k before their norms (qwen3) */
+  float *q_stats, *k_stats;  /* [M, H_t], [M, G_t] */
+  struct tensor_view qkv;    /* [M, (H_t + 2 G_t) E] act: after norm and rotary */
+  struct tensor_view attn;   /* [M, H_t E] act */
+  float *lse;                /* [H_t, M] */
+  struct tensor_view gate;   /* [M, F_t] act; data NULL without a gate */
+  struct tensor_view up;     /* [M, F_t] act */
+  float *h[MODULE_COUNT];    /* [M, r]: x A' of each adapter */
 };
 
 struct activations {
   int64_t max_tokens;
   bool training;
-  struct layer_saved *layers;      /* [L] for training: kept from the lowest adapter on */
-  struct layer_saved *flowing;     /* [L] for evaluation: nothing kept */
-  struct tensor_view x_end;        /* [M, D] f32: residual stream after the last block */
-  struct tensor_view n;            /* [M, D] act: a norm's output */
-  struct tensor_view hidden;       /* [M, max(F_t, H_t E)] act: ffn activations; gradients in bf16 */
-  struct tensor_view embed;        /* [M, De] f32: embedding rows before project_in */
+  struct layer_saved *layers;  /* [L] for training: kept from the lowest adapter on */
+  struct layer_saved *flowing; /* [L] for evaluation: nothing kept */
+  struct tensor_view x_end;    /* [M, D] f32: residual stream after the last block */
+  struct tensor_view n;        /* [M, D] act: a norm's output */
+  struct tensor_view hidden;   /* [M, max(F_t, H_t E)] act: ffn activations; gradients in bf16 */
+  struct tensor_view embed;    /* [M, De] f32: embedding rows before project_in */
   /* backward */
-  struct tensor_view dx;           /* [M, D] f32: gradient of the residual stream */
-  struct tensor_view dx_act;       /* [M, D] bf16 copy for products; data NULL in f32 */
-  struct tensor_view dn[2];        /* [M, D] f32, adjacent: gradients of the two norms' outputs */
-  struct tensor_view wide;         /* [M, max(F_t, H_t E)] f32 */
-  struct tensor_view dqkv;         /* [M, (H_t + 2 G_t) E] act */
+  struct tensor_view dx;     /* [M, D] f32: gradient of the residual stream */
+  struct tensor_view dx_act; /* [M, D] bf16 copy for products; data NULL in f32 */
+  struct tensor_view dn[2];  /* [M, D] f32, adjacent: gradients of the two norms' outputs */
+  struct tensor_view wide;   /* [M, max(F_t, H_t E)] f32 */
+  struct tensor_view dqkv;   /* [M, (H_t + 2 G_t) E] act */
   /* head: only tokens that have a target, in chunks of `chunk` */
   int64_t chunk;
-  int32_t *target_rows, *targets;  /* [M] */
-  struct tensor_view head_x;       /* [M, D] f32 */
-  float *head_stats;               /* [M, 2] */
-  struct tensor_view head_n;       /* [M, D] act */
-  struct tensor_view head_e;       /* [M, De] act, with project_out */
-  struct tensor_view head_dn;      /* [M, D] f32 */
-  struct tensor_view head_de;      /* [M, De] act, with project_out */
-  struct tensor_view logits;       /* [chunk, V_t] f32 */
-  struct tensor_view dlogits;      /* [chunk, V_t] act; = logits in f32 */
-  float *xent;                     /* [3, chunk]: max, sum of exponentials, target */
+  int32_t *target_rows, *targets; /* [M] */
+  struct tensor_view head_x;      /* [M, D] f32 */
+  float *head_stats;              /* [M, 2] */
+  struct tensor_view head_n;      /* [M, D] act */
+  struct tensor_view head_e;      /* [M, De] act, with project_out */
+  struct tensor_view head_dn;     /* [M, D] f32 */
+  struct tensor_view head_de;     /* [M, De] act, with project_out */
+  struct tensor_view logits;      /* [chunk, V_t] f32 */
+  struct tensor_view dlogits;     /* [chunk, V_t] act; = logits in f32 */
+  float *xent;                    /* [3, chunk]: max, sum of exponentials, target */
   struct memory_table memory;
 };
 

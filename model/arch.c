@@ -13,11 +13,11 @@ int module_from_name(const char *name) {
   return -1;
 }
 
-#define LLAMA_LAYOUT                                                                                        \
-  .prefixes = {"model.", ""}, .layer = "layers.%d.", .embed = "embed_tokens", .final_norm = "norm",         \
-  .head = "lm_head", .norm1 = "input_layernorm", .norm2 = "post_attention_layernorm",                       \
-  .linear = {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", \
-             "mlp.up_proj", "mlp.down_proj"},                                                               \
+#define LLAMA_LAYOUT                                                                                                   \
+  .prefixes = {"model.", ""}, .layer = "layers.%d.", .embed = "embed_tokens", .final_norm = "norm", .head = "lm_head", \
+  .norm1 = "input_layernorm", .norm2 = "post_attention_layernorm",                                                     \
+  .linear = {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",                           \
+             "mlp.gate_proj",    "mlp.up_proj",      "mlp.down_proj"},                                                 \
   .peft_prefix = "model."
 
 static const struct arch archs[] = {
@@ -49,7 +49,8 @@ static const struct arch archs[] = {
         .head = "lm_head",
         .norm1 = "self_attn_layer_norm",
         .norm2 = "final_layer_norm",
-        .linear = {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", NULL, "fc1", "fc2"},
+        .linear = {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", NULL, "fc1",
+                   "fc2"},
         .peft_prefix = "model.decoder.",
     },
     {
@@ -80,9 +81,8 @@ static const struct arch archs[] = {
         .norm2 = "post_attention_layernorm",
         .qkv = "attention.query_key_value",
         .qkv_layout = QKV_PER_HEAD,
-        .linear = {[MODULE_O] = "attention.dense",
-                   [MODULE_UP] = "mlp.dense_h_to_4h",
-                   [MODULE_DOWN] = "mlp.dense_4h_to_h"},
+        .linear =
+            {[MODULE_O] = "attention.dense", [MODULE_UP] = "mlp.dense_h_to_4h", [MODULE_DOWN] = "mlp.dense_4h_to_h"},
         .peft_prefix = "gpt_neox.",
     },
     {

@@ -24,14 +24,21 @@ static struct attention_args arguments(const struct model *m, const struct batch
   double scale = f->attention_scale;
   if (f->attention_scale_by_layer) scale /= layer + 1;
   return (struct attention_args){
-      .q = views.q, .k = views.k, .v = views.v, .o = s->attn,
-      .segments = b->segments, .n_segments = b->n_segments,
-      .n_heads = (int)m->shard.heads.n, .n_kv_heads = (int)m->shard.kv_heads.n, .head_dim = (int)f->head_dim,
+      .q = views.q,
+      .k = views.k,
+      .v = views.v,
+      .o = s->attn,
+      .segments = b->segments,
+      .n_segments = b->n_segments,
+      .n_heads = (int)m->shard.heads.n,
+      .n_kv_heads = (int)m->shard.kv_heads.n,
+      .head_dim = (int)f->head_dim,
       .kv_of_head = m->shard.kv_of_head,
       .scale = (float)scale,
       .window = layer >= f->window_first_layer ? f->sliding_window : 0,
       .alibi = m->alibi,
-      .lse = s->lse, .lse_ld = m->acts.max_tokens,
+      .lse = s->lse,
+      .lse_ld = m->acts.max_tokens,
   };
 }
 
@@ -40,6 +47,13 @@ static enum status rotate(struct model *m, const struct batch *b, struct tensor_
   if (f->position != POSITION_ROTARY) return STATUS_OK;
   return m->ops->rotary(m->device, b->M, (int)heads, (int)f->head_dim, (int)f->rotary_dim, f->rotary_interleaved,
                         b->positions, m->cos_sin, backward, x);
+}
+
+/* Rows behind the last document attend to nothing: 0, not what an earlier batch left there. */
+static enum status clear_padding(struct model *m, const struct batch *b, struct layer_saved *s) {
+  const struct segment *last = b->segments + b->n_segments - 1;
+  int64_t used = b->n_segments ? last->q + last->n_q : 0;
+  return m->ops->zero(m->device, b->M - used, m->shard.heads.n * m->facts.head_dim, rows(s->attn, used));
 }
 
 /* Append this batch's k and v to the cache and let attention read from there. */
@@ -72,6 +86,7 @@ enum status attention_sublayer_forward(struct model *m, const struct batch *b, i
   TRY(rotate(m, b, to.k, G, false));
   struct attention_args args = arguments(m, b, layer, s);
   if (m->cache) TRY(through_cache(m, b, layer, &args));
+  TRY(clear_padding(m, b, s));
   return m->ops->attention_forward(m->device, &args);
 }
 
@@ -88,7 +103,8 @@ enum status attention_sublayer_backward(struct model *m, const struct batch *b, 
   TRY(rotate(m, b, d.k, G, true));
   if (f->qk_norm) {
     struct tensor_view k_raw = columns(s->qk_raw, H * f->head_dim);
-    TRY(m->ops->head_norm_backward(m->device, b->M, (int)H, (int)f->head_dim, s->qk_raw, w->q_norm, s->q_stats, d.q, d.q));
+    TRY(m->ops->head_norm_backward(m->device, b->M, (int)H, (int)f->head_dim, s->qk_raw, w->q_norm, s->q_stats, d.q,
+                                   d.q));
     TRY(m->ops->head_norm_backward(m->device, b->M, (int)G, (int)f->head_dim, k_raw, w->k_norm, s->k_stats, d.k, d.k));
   }
   TRY(linear_column_backward(m, b, layer, MODULE_Q, a->n, s->h[MODULE_Q], d.q, dn, accumulate));

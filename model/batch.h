@@ -16,8 +16,8 @@ struct batch {
   const int64_t *row_ids;         /* [M] place in the global batch, for dropout; NULL when not training */
   const struct segment *segments; /* documents; without a cache k = q */
   int n_segments;
-  int64_t step;                   /* of the dropout masks */
-  bool training;                  /* dropout acts */
+  int64_t step;  /* of the dropout masks */
+  bool training; /* dropout acts */
 };
 
 #endif

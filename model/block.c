@@ -48,7 +48,7 @@ enum status block_forward(struct model *m, const struct batch *b, int layer, str
   TRY(norm_input(m, &w->norm1, b->M, s->x1, s->stats1, a->n));
   TRY(attention_sublayer_forward(m, b, layer, s)); /* n -> s->attn, shard */
   TRY(linear_row_forward(m, b, layer, MODULE_O, s->attn, parallel ? out : x2, false, s->h[MODULE_O])); /* partial */
-  if (!parallel) TRY(complete(m, b->M, x2, post_norm ? a->n : s->x1, w->bias[MODULE_O], NULL)); /* x2: whole */
+  if (!parallel) TRY(complete(m, b->M, x2, post_norm ? a->n : s->x1, w->bias[MODULE_O], NULL));        /* x2: whole */
   if (!m->facts.shared_norm) TRY(norm_input(m, &w->norm2, b->M, x2, s->stats2, a->n));
   TRY(ffn_forward(m, b, layer, s, out, parallel)); /* partial; on top of attention's partial when parallel */
   return complete(m, b->M, out, post_norm ? a->n : x2, w->bias[MODULE_DOWN], parallel ? w->bias[MODULE_O] : NULL);
@@ -112,8 +112,7 @@ static enum status norm_output_backward(struct model *m, const struct norm_weigh
   struct activations *a = &m->acts;
   const int64_t D = m->facts.d_model;
   if (!norm->w) return m->ops->add(m->device, M, D, dn, NULL, a->dx);
-  if (!m->facts.post_norm)
-    return m->ops->norm_backward(m->device, m->facts.norm, M, D, x, norm->w, stats, dn, a->dx);
+  if (!m->facts.post_norm) return m->ops->norm_backward(m->device, m->facts.norm, M, D, x, norm->w, stats, dn, a->dx);
   TRY(m->ops->add(m->device, M, D, a->dx, NULL, dn));
   TRY(m->ops->zero(m->device, M, D, a->dx));
   return m->ops->norm_backward(m->device, m->facts.norm, M, D, x, norm->w, stats, dn, a->dx);

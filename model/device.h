@@ -8,8 +8,8 @@
 
 struct device {
   const struct ops *ops;
-  void *state;         /* the implementation's */
-  int n_threads;       /* cpu: OpenMP threads of this rank */
+  void *state;          /* the implementation's */
+  int n_threads;        /* cpu: OpenMP threads of this rank */
   uint64_t allocations; /* calls of device_alloc and internal growth of scratch so far */
   uint64_t allocated;   /* bytes held now */
 };

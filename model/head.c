@@ -38,7 +38,8 @@ static enum status chunk_statistics(struct model *m, int64_t n, const int32_t *t
   return comm_all_reduce_f32(m->tp, sum, 2 * n, REDUCE_SUM); /* sum and target: partial -> whole */
 }
 
-static enum status chunk_backward(struct model *m, int64_t first, int64_t n, const float *max, const float *sum, float g) {
+static enum status chunk_backward(struct model *m, int64_t first, int64_t n, const float *max, const float *sum,
+                                  float g) {
   struct activations *a = &m->acts;
   struct tensor_view de = from_row(m->weights.project_out.data ? a->head_de : a->head_dn, first);
   TRY(m->ops->xent_backward(m->device, n, m->shard.vocab.n, a->logits, max, sum, a->targets + first,

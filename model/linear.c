@@ -21,8 +21,8 @@ enum status linear_column_forward(struct model *model, const struct batch *batch
 }
 
 enum status linear_column_backward(struct model *model, const struct batch *batch, int layer, enum module module,
-                                   struct tensor_view x, const float *h, struct tensor_view dy,
-                                   struct tensor_view dn, bool accumulate) {
+                                   struct tensor_view x, const float *h, struct tensor_view dy, struct tensor_view dn,
+                                   bool accumulate) {
   const struct layer_weights *w = &model->weights.layers[layer];
   if (dn.data) TRY(model->ops->linear_backward(model->device, batch->M, dy, &w->linear[module], dn, accumulate));
   const struct lowrank *attached = model->pairs[layer][module];

@@ -19,8 +19,8 @@ enum status linear_column_forward(struct model *model, const struct batch *batch
 /* dn += dy W + u A, PARTIAL (skipped when dn.data is NULL); dA, dB +=. x as in
  * forward, needed only with a pair. dy shard. */
 enum status linear_column_backward(struct model *model, const struct batch *batch, int layer, enum module module,
-                                   struct tensor_view x, const float *h, struct tensor_view dy,
-                                   struct tensor_view dn, bool accumulate);
+                                   struct tensor_view x, const float *h, struct tensor_view dy, struct tensor_view dn,
+                                   bool accumulate);
 
 /* y = (or +=) x W' + s (x A') B', PARTIAL, f32, without the bias. x shard. */
 enum status linear_row_forward(struct model *model, const struct batch *batch, int layer, enum module module,

@@ -13,7 +13,7 @@
 struct memory_entry {
   const char *name; /* literal; several entries may share one (per layer) */
   size_t bytes, offset;
-  void **slot;      /* where the buffer's address goes */
+  void **slot; /* where the buffer's address goes */
 };
 
 struct memory_table {

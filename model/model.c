@@ -34,8 +34,10 @@ enum status model_create(struct device *device, struct tensor_source *source, st
   model->n_positions = options->n_positions;
   const struct model_facts *facts = &model->facts;
   if (facts->position == POSITION_LEARNED && options->n_positions > facts->max_positions) {
-    status = status_set(STATUS_USAGE, "a sequence of %lld positions is longer than the %lld learned positions of %s: lower data.seq_len",
-                        (long long)options->n_positions, (long long)facts->max_positions, source->path);
+    status =
+        status_set(STATUS_USAGE,
+                   "a sequence of %lld positions is longer than the %lld learned positions of %s: lower data.seq_len",
+                   (long long)options->n_positions, (long long)facts->max_positions, source->path);
     goto out;
   }
   TRY_OUT(shard_plan(facts, comm_size(tp), comm_rank(tp), &model->shard));

@@ -26,7 +26,7 @@ struct layer_needs {
 
 /* Keys and values of the tokens so far, for decoding one sequence. */
 struct kv_cache {
-  int64_t length, capacity; /* tokens */
+  int64_t length, capacity;  /* tokens */
   struct tensor_view *k, *v; /* [L] of [capacity, G_t E] act */
   struct memory_table memory;
 };
@@ -40,20 +40,20 @@ struct model {
   struct shard shard;
   enum dtype act;
   struct weights weights;
-  float *cos_sin;       /* [n_positions, rotary_dim / 2, 2] */
-  int64_t n_positions;  /* longest sequence prepared for */
-  float *alibi;         /* [H_t] or NULL */
+  float *cos_sin;                               /* [n_positions, rotary_dim / 2, 2] */
+  int64_t n_positions;                          /* longest sequence prepared for */
+  float *alibi;                                 /* [H_t] or NULL */
   const struct lowrank *(*pairs)[MODULE_COUNT]; /* [L] borrowed; NULL: no adapter */
   struct layer_needs *needs;                    /* [L] */
-  int first_adapted;    /* lowest layer with an adapter; L if none */
+  int first_adapted;                            /* lowest layer with an adapter; L if none */
   struct activations acts;
   struct kv_cache *cache; /* NULL but while decoding */
 };
 
 struct model_options {
-  enum dtype act;             /* DTYPE_F32 or DTYPE_BF16 */
+  enum dtype act; /* DTYPE_F32 or DTYPE_BF16 */
   enum weight_storage storage;
-  int64_t n_positions;        /* longest sequence */
+  int64_t n_positions; /* longest sequence */
 };
 
 /* Plan the shard, read this rank's weights, make the position tables. `tp` is

@@ -76,19 +76,19 @@ struct attention_args {
   int head_dim;
   const int32_t *kv_of_head; /* [n_heads] local KV head of each local query head */
   float scale;
-  int64_t window;            /* 0: none; else j > i - window too */
-  const float *alibi;        /* [n_heads] slopes, or NULL: score += slope (j - i) */
-  float *lse;                /* [n_heads, lse_ld] log-sum-exp of each query row; = in forward, may be NULL there */
+  int64_t window;     /* 0: none; else j > i - window too */
+  const float *alibi; /* [n_heads] slopes, or NULL: score += slope (j - i) */
+  float *lse;         /* [n_heads, lse_ld] log-sum-exp of each query row; = in forward, may be NULL there */
   int64_t lse_ld;
 };
 
 struct adamw_args {
-  float *w, *m, *v;  /* [n] parameters and moments; updated */
-  const float *g;    /* [n] gradient */
+  float *w, *m, *v; /* [n] parameters and moments; updated */
+  const float *g;   /* [n] gradient */
   int64_t n;
   float lr, beta1, beta2, eps, weight_decay;
-  float g_scale;     /* multiplied into g first (clipping) */
-  int64_t t;         /* 1-based step of the bias correction */
+  float g_scale; /* multiplied into g first (clipping) */
+  int64_t t;     /* 1-based step of the bias correction */
 };
 
 struct ops {
@@ -131,7 +131,7 @@ struct ops {
   enum status (*rotary)(struct device *d, int64_t M, int heads, int head_dim, int n, bool interleaved,
                         const int32_t *positions, const float *cos_sin, bool backward, struct tensor_view x);
 
-  /* o = softmax(scale q k' + mask) v; lse =. */
+  /* o = softmax(scale q k' + mask) v; lse =. Rows that no segment covers are left alone. */
   enum status (*attention_forward)(struct device *d, const struct attention_args *args);
   /* dq = dk = dv = (act; each row is covered by some segment or set to 0); args' o and lse are forward's. M: rows. */
   enum status (*attention_backward)(struct device *d, const struct attention_args *args, int64_t M,

@@ -36,10 +36,14 @@ static float rotary_frequency(const struct model_facts *facts, double theta, int
   double frequency = (float)(1.0 / pow(theta, 2.0 * (double)i / (double)facts->rotary_dim));
   if (facts->has_rope_divisors) return (float)(frequency / (double)facts->rope_divisors[i]);
   switch (facts->rope_scaling) {
-    case ROPE_LINEAR: return (float)(frequency / facts->rope_factor);
-    case ROPE_LLAMA3: return (float)scale_llama3(facts, frequency);
-    case ROPE_YARN: return (float)scale_yarn(facts, frequency, i);
-    default: return (float)frequency;
+    case ROPE_LINEAR:
+      return (float)(frequency / facts->rope_factor);
+    case ROPE_LLAMA3:
+      return (float)scale_llama3(facts, frequency);
+    case ROPE_YARN:
+      return (float)scale_yarn(facts, frequency, i);
+    default:
+      return (float)frequency;
   }
 }
 

@@ -55,7 +55,7 @@ static int64_t ffn_boundary(const struct model_facts *facts, int n_tp, int b) {
   double columns = (all * b / n_tp - (double)attention_before) / (double)ffn_column_work(facts);
   int64_t unit = ffn_unit(facts, n_tp);
   int64_t boundary = (int64_t)(columns / (double)unit + 0.5) * unit;
-  int64_t low = ffn_boundary(facts, n_tp, b - 1) + unit;        /* each rank holds at least a unit */
+  int64_t low = ffn_boundary(facts, n_tp, b - 1) + unit; /* each rank holds at least a unit */
   int64_t high = facts->d_ffn - (int64_t)(n_tp - b) * unit;
   return boundary < low ? low : boundary > high ? high : boundary;
 }
@@ -91,12 +91,17 @@ struct linear_dims shard_linear(const struct shard *shard, const struct model_fa
   struct span q = {shard->heads.first * E, shard->heads.n * E};
   struct span kv = {shard->kv_heads.first * E, shard->kv_heads.n * E};
   switch (module) {
-    case MODULE_Q: return (struct linear_dims){facts->n_heads * E, facts->d_model, q, model};
+    case MODULE_Q:
+      return (struct linear_dims){facts->n_heads * E, facts->d_model, q, model};
     case MODULE_K:
-    case MODULE_V: return (struct linear_dims){facts->n_kv_heads * E, facts->d_model, kv, model};
-    case MODULE_O: return (struct linear_dims){facts->d_model, facts->n_heads * E, model, q};
-    case MODULE_DOWN: return (struct linear_dims){facts->d_model, facts->d_ffn, model, shard->ffn};
-    default: return (struct linear_dims){facts->d_ffn, facts->d_model, shard->ffn, model};
+    case MODULE_V:
+      return (struct linear_dims){facts->n_kv_heads * E, facts->d_model, kv, model};
+    case MODULE_O:
+      return (struct linear_dims){facts->d_model, facts->n_heads * E, model, q};
+    case MODULE_DOWN:
+      return (struct linear_dims){facts->d_model, facts->d_ffn, model, shard->ffn};
+    default:
+      return (struct linear_dims){facts->d_ffn, facts->d_model, shard->ffn, model};
   }
 }
 

@@ -18,12 +18,12 @@ struct span {
 
 struct shard {
   int n_tp, tp_rank;
-  struct span heads;    /* query heads */
-  struct span kv_heads; /* the KV heads that they read */
-  bool kv_replicated;   /* some KV head is held by several ranks */
+  struct span heads;                   /* query heads */
+  struct span kv_heads;                /* the KV heads that they read */
+  bool kv_replicated;                  /* some KV head is held by several ranks */
   int32_t kv_of_head[SHARD_MAX_HEADS]; /* local query head -> local KV head */
-  struct span ffn;      /* FFN columns */
-  struct span vocab;    /* real rows of the embedding and head; padding is never stored */
+  struct span ffn;                     /* FFN columns */
+  struct span vocab;                   /* real rows of the embedding and head; padding is never stored */
 };
 
 /* Deal the model over n_tp ranks and say what rank tp_rank gets. With n_tp <= G
@@ -36,8 +36,8 @@ enum status shard_plan(const struct model_facts *facts, int n_tp, int tp_rank, s
 
 /* Whole size and this rank's part of a linear's outputs and inputs. */
 struct linear_dims {
-  int64_t out, in;           /* whole */
-  struct span out_t, in_t;   /* this rank's */
+  int64_t out, in;         /* whole */
+  struct span out_t, in_t; /* this rank's */
 };
 struct linear_dims shard_linear(const struct shard *shard, const struct model_facts *facts, enum module module);
 

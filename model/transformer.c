@@ -13,8 +13,9 @@ static enum status embed(struct model *m, const struct batch *b, struct tensor_v
   struct activations *a = &m->acts;
   const int64_t D = f->d_model;
   struct tensor_view rows = w->project_in.data ? a->embed : x;
-  TRY(m->ops->embedding(m->device, b->M, b->ids, m->shard.vocab.first, &w->embed, rows)); /* partial: other ranks' rows are 0 */
-  TRY(comm_all_reduce_f32(m->tp, rows.data, b->M * f->d_embed, REDUCE_SUM));              /* partial -> whole */
+  TRY(m->ops->embedding(m->device, b->M, b->ids, m->shard.vocab.first, &w->embed,
+                        rows));                                              /* partial: other ranks' rows are 0 */
+  TRY(comm_all_reduce_f32(m->tp, rows.data, b->M * f->d_embed, REDUCE_SUM)); /* partial -> whole */
   if (w->project_in.data) {
     TRY(m->ops->cast(m->device, b->M, f->d_embed, rows, (struct tensor_view){a->hidden.data, f->d_embed, m->act}));
     TRY(m->ops->linear_forward(m->device, b->M, (struct tensor_view){a->hidden.data, f->d_embed, m->act},
@@ -110,7 +111,8 @@ void kv_cache_destroy(struct model *m, struct kv_cache **cache_p) {
 
 enum status transformer_decode(struct model *m, struct kv_cache *cache, const int32_t *ids, int64_t n, float *logits) {
   if (cache->length + n > cache->capacity)
-    return status_set(STATUS_USAGE, "the sequence is longer than the %lld tokens prepared for", (long long)cache->capacity);
+    return status_set(STATUS_USAGE, "the sequence is longer than the %lld tokens prepared for",
+                      (long long)cache->capacity);
   int32_t *positions = malloc((size_t)n * sizeof *positions), last = (int32_t)n - 1;
   if (!positions) return status_set(STATUS_SYSTEM, "out of memory for %lld positions", (long long)n);
   for (int64_t i = 0; i < n; i++) positions[i] = (int32_t)(cache->length + i);

@@ -39,7 +39,8 @@ static enum status find(const struct plan *plan, int layer, const char *path, co
   snprintf(name, sizeof name, "%s%s%s%s", path == plan->arch->head ? "" : plan->prefix, in_layer, path, suffix);
   *info = plan->source->find(plan->source, name);
   if (*info) return STATUS_OK;
-  return status_set(STATUS_DATA, "%s: tensor '%s' is missing: the download is incomplete or config.json is another model's",
+  return status_set(STATUS_DATA,
+                    "%s: tensor '%s' is missing: the download is incomplete or config.json is another model's",
                     plan->source->path, name);
 }
 
@@ -58,11 +59,13 @@ static enum status want_matrix(struct plan *plan, const struct tensor_info *info
   TRY(read_check_shape(info, transposed ? cols : rows, transposed ? rows : cols));
   enum dtype dtype = kept_dtype(plan, info->dtype, columns);
   if (transposed && dtype_quantised(info->dtype))
-    return status_set(STATUS_DATA, "%s: tensor '%s': quantised transposed weights are not supported", info->file, info->name);
+    return status_set(STATUS_DATA, "%s: tensor '%s': quantised transposed weights are not supported", info->file,
+                      info->name);
   *weight = (struct weight){NULL, dtype, row_pick_count(&pick), columns.n};
   size_t bytes = dtype_bytes(dtype, columns.n) * (size_t)weight->n_out;
   TRY(memory_add(&plan->weights->memory, name, bytes, (void **)&weight->data));
-  return read_list_add(&plan->reads, (struct read_item){info, pick, columns, transposed, dtype, (void **)&weight->data});
+  return read_list_add(&plan->reads,
+                       (struct read_item){info, pick, columns, transposed, dtype, (void **)&weight->data});
 }
 
 /* Plan a vector kept as f32: entries picked from a whole [n]. */
@@ -70,8 +73,7 @@ static enum status want_vector(struct plan *plan, const struct tensor_info *info
                                const char *name, float **vector) {
   TRY(read_check_vector(info, n));
   TRY(memory_add(&plan->weights->memory, name, (size_t)row_pick_count(&pick) * sizeof(float), (void **)vector));
-  return read_list_add(&plan->reads,
-                       (struct read_item){info, pick, {0, 1}, false, DTYPE_F32, (void **)vector});
+  return read_list_add(&plan->reads, (struct read_item){info, pick, {0, 1}, false, DTYPE_F32, (void **)vector});
 }
 
 static enum status want_norm(struct plan *plan, int layer, const char *path, int64_t n, bool bias,
@@ -113,7 +115,8 @@ static enum status want_linear(struct plan *plan, int layer, enum module module)
   struct row_pick rows = module_rows(plan, module, &dims, &whole);
   const struct tensor_info *info;
   TRY(find(plan, layer, path, ".weight", &info));
-  TRY(want_matrix(plan, info, whole, dims.in, rows, dims.in_t, arch->conv1d, module_names[module], &to->linear[module]));
+  TRY(want_matrix(plan, info, whole, dims.in, rows, dims.in_t, arch->conv1d, module_names[module],
+                  &to->linear[module]));
   if (!has_bias(plan->facts, module)) return STATUS_OK;
   TRY(find(plan, layer, path, ".bias", &info));
   return want_vector(plan, info, whole, rows, "biases", &to->bias[module]);
@@ -182,7 +185,8 @@ static enum status want_head(struct plan *plan) {
   struct weights *to = plan->weights;
   const struct tensor_info *info;
   if (facts->post_norm)
-    TRY(want_norm(plan, (int)facts->n_layers - 1, plan->arch->norm2, facts->d_model, facts->bias_norm, &to->final_norm));
+    TRY(want_norm(plan, (int)facts->n_layers - 1, plan->arch->norm2, facts->d_model, facts->bias_norm,
+                  &to->final_norm));
   else if (facts->final_norm)
     TRY(want_norm(plan, -1, plan->arch->final_norm, facts->d_model, facts->bias_norm, &to->final_norm));
   struct row_pick vocab = row_pick_span(plan->shard->vocab.first, plan->shard->vocab.n);
@@ -204,7 +208,8 @@ static enum status plan_all(struct plan *plan) {
                       arch_list());
   plan->weights->memory.kind = "weights";
   plan->weights->layers = calloc((size_t)facts->n_layers, sizeof *plan->weights->layers);
-  if (!plan->weights->layers) return status_set(STATUS_SYSTEM, "out of memory for %lld layers", (long long)facts->n_layers);
+  if (!plan->weights->layers)
+    return status_set(STATUS_SYSTEM, "out of memory for %lld layers", (long long)facts->n_layers);
   TRY(find_prefix(plan));
   TRY(want_embedding(plan));
   for (int layer = 0; layer < facts->n_layers; layer++) TRY(want_layer(plan, layer));
@@ -237,15 +242,21 @@ static void warn_of_unread(const struct plan *plan) {
     if (n++ == 0) first = name;
   }
   if (n > 0)
-    log_warn("%s: %lld tensors are not part of a %s model as config.json describes it and are left out, the first "
-             "'%.200s': is that config.json this model's?", plan->source->path, (long long)n, plan->facts->family, first);
+    log_warn(
+        "%s: %lld tensors are not part of a %s model as config.json describes it and are left out, the first "
+        "'%.200s': is that config.json this model's?",
+        plan->source->path, (long long)n, plan->facts->family, first);
 }
 
 enum status weights_load(struct device *device, struct tensor_source *source, const struct shard *shard,
                          enum weight_storage storage, enum dtype compute, struct weights *weights) {
   enum status status = STATUS_OK;
   memset(weights, 0, sizeof *weights);
-  struct plan plan = {.source = source, .facts = &source->facts, .shard = shard, .storage = storage, .compute = compute,
+  struct plan plan = {.source = source,
+                      .facts = &source->facts,
+                      .shard = shard,
+                      .storage = storage,
+                      .compute = compute,
                       .weights = weights};
   TRY_OUT(plan_all(&plan));
   warn_of_unread(&plan);
@@ -268,8 +279,12 @@ void weights_release(struct weights *weights, struct device *device) {
 
 uint64_t weights_file_bytes(struct tensor_source *source, const struct shard *shard) {
   struct weights weights = {0};
-  struct plan plan = {.source = source, .facts = &source->facts, .shard = shard, .storage = STORE_AS_FILE,
-                      .compute = DTYPE_F32, .weights = &weights};
+  struct plan plan = {.source = source,
+                      .facts = &source->facts,
+                      .shard = shard,
+                      .storage = STORE_AS_FILE,
+                      .compute = DTYPE_F32,
+                      .weights = &weights};
   uint64_t bytes = plan_all(&plan) == STATUS_OK ? read_list_bytes(&plan.reads) : 0;
   read_list_free(&plan.reads);
   free(weights.layers);

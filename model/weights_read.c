@@ -26,14 +26,18 @@ void read_list_free(struct read_list *list) {
 
 enum status read_check_shape(const struct tensor_info *info, int64_t rows, int64_t cols) {
   if (info->n_dims == 2 && info->shape[0] == rows && info->shape[1] == cols) return STATUS_OK;
-  return status_set(STATUS_DATA, "%s: tensor '%s' has shape [%lld, %lld] (%d dimensions), but config.json says [%lld, %lld]: the download is damaged or config.json is another model's",
-                    info->file, info->name, (long long)info->shape[0], info->n_dims > 1 ? (long long)info->shape[1] : 0LL,
-                    info->n_dims, (long long)rows, (long long)cols);
+  return status_set(STATUS_DATA,
+                    "%s: tensor '%s' has shape [%lld, %lld] (%d dimensions), but config.json says [%lld, %lld]: the "
+                    "download is damaged or config.json is another model's",
+                    info->file, info->name, (long long)info->shape[0],
+                    info->n_dims > 1 ? (long long)info->shape[1] : 0LL, info->n_dims, (long long)rows, (long long)cols);
 }
 
 enum status read_check_vector(const struct tensor_info *info, int64_t n) {
   if (info->n_dims == 1 && info->shape[0] == n) return STATUS_OK;
-  return status_set(STATUS_DATA, "%s: tensor '%s' has %d dimensions, the first of %lld, but config.json says [%lld]: the download is damaged or config.json is another model's",
+  return status_set(STATUS_DATA,
+                    "%s: tensor '%s' has %d dimensions, the first of %lld, but config.json says [%lld]: the download "
+                    "is damaged or config.json is another model's",
                     info->file, info->name, info->n_dims, (long long)info->shape[0], (long long)n);
 }
 
@@ -124,14 +128,15 @@ static int64_t longest_row(const struct read_list *list) {
   int64_t longest = 1;
   for (int i = 0; i < list->n; i++) {
     const struct read_item *item = &list->items[i];
-    int64_t n = item->transposed || item->info->n_dims == 1 ? item->rows.piece
-                                                            : covering(item->info->dtype, item->columns).n;
+    int64_t n =
+        item->transposed || item->info->n_dims == 1 ? item->rows.piece : covering(item->info->dtype, item->columns).n;
     if (n > longest) longest = n;
   }
   return longest;
 }
 
-static enum status read_item_run(const struct read_item *item, struct tensor_source *source, char *buffer, float *wide) {
+static enum status read_item_run(const struct read_item *item, struct tensor_source *source, char *buffer,
+                                 float *wide) {
   size_t piece_bytes = dtype_bytes(item->dtype, item->columns.n) * (size_t)item->rows.piece;
   for (int64_t p = 0; p < item->rows.n_pieces; p++) {
     int64_t row = item->rows.first + p * item->rows.stride;

@@ -99,19 +99,29 @@ float *golden_tensor(const struct golden_case *golden, const char *name, int64_t
 static struct adapter_spec spec_for(const struct golden_model *m, const struct golden_case *golden,
                                     const struct golden_module *module, enum module which) {
   struct linear_dims dims = shard_linear(&m->model->shard, &m->source->facts, which);
-  return (struct adapter_spec){
-      .layer = module->layer, .module = which, .r = module->r, .alpha = module->alpha, .rslora = golden->rslora,
-      .in = dims.in, .out = dims.out, .in_first = dims.in_t.first, .in_t = dims.in_t.n, .out_first = dims.out_t.first,
-      .out_t = dims.out_t.n, .out_shared = m->model->shard.kv_replicated && (which == MODULE_K || which == MODULE_V)};
+  return (struct adapter_spec){.layer = module->layer,
+                               .module = which,
+                               .r = module->r,
+                               .alpha = module->alpha,
+                               .rslora = golden->rslora,
+                               .in = dims.in,
+                               .out = dims.out,
+                               .in_first = dims.in_t.first,
+                               .in_t = dims.in_t.n,
+                               .out_first = dims.out_t.first,
+                               .out_t = dims.out_t.n,
+                               .out_shared = m->model->shard.kv_replicated && (which == MODULE_K || which == MODULE_V)};
 }
 
 /* This rank's part of a golden factor; row_offset: where the part's tensor begins in a fused one. */
-static void fill(const struct golden_case *golden, const struct param *p, const char *module, int layer, int64_t row_offset) {
+static void fill(const struct golden_case *golden, const struct param *p, const char *module, int layer,
+                 int64_t row_offset) {
   char name[80];
   int64_t n;
   snprintf(name, sizeof name, "layers.%d.%s.%s", layer, module, p->name);
   float *whole = golden_tensor(golden, name, &n);
-  golden_check(row_offset || n == p->rows * p->cols || strcmp(module, "fused") == 0, "%s: size of %s", golden->folder, name);
+  golden_check(row_offset || n == p->rows * p->cols || strcmp(module, "fused") == 0, "%s: size of %s", golden->folder,
+               name);
   for (int64_t row = 0; row < p->part_rows; row++)
     memcpy(p->w + row * p->part_cols, whole + (row_offset + p->row + row) * p->cols + p->col,
            (size_t)p->part_cols * sizeof(float));
@@ -159,7 +169,12 @@ struct batch golden_batch(struct golden_case *golden, int64_t first, int64_t n) 
     int32_t q = (int32_t)(i * golden->seq_len), length = (int32_t)golden->seq_len;
     golden->segments[i] = (struct segment){q, length, q, length};
   }
-  return (struct batch){.M = n * golden->seq_len, .ids = golden->ids + at, .positions = golden->positions + at,
-                        .labels = golden->labels + at, .row_ids = golden->row_ids + at, .segments = golden->segments,
-                        .n_segments = (int)n, .training = true};
+  return (struct batch){.M = n * golden->seq_len,
+                        .ids = golden->ids + at,
+                        .positions = golden->positions + at,
+                        .labels = golden->labels + at,
+                        .row_ids = golden->row_ids + at,
+                        .segments = golden->segments,
+                        .n_segments = (int)n,
+                        .training = true};
 }

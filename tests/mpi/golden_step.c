@@ -65,8 +65,9 @@ double golden_compare(const char *label, const struct golden_model *m, const str
       for (int64_t col = 0; col < p->part_cols; col++) {
         double a = (double)got[row * p->part_cols + col], b = (double)want[(p->row + row) * p->cols + p->col + col];
         double error = fabs(a - b) / scale;
-        golden_check(error <= tolerance || a == b, "%s: %s of %s/%s[%lld, %lld]: %.9g, alone %.9g, error %.3g of the largest, above %.3g",
-                     label, what == GOLDEN_WEIGHTS ? "value" : "gradient", p->group_name, p->name, (long long)(p->row + row),
+        golden_check(error <= tolerance || a == b,
+                     "%s: %s of %s/%s[%lld, %lld]: %.9g, alone %.9g, error %.3g of the largest, above %.3g", label,
+                     what == GOLDEN_WEIGHTS ? "value" : "gradient", p->group_name, p->name, (long long)(p->row + row),
                      (long long)(p->col + col), a, b, error, tolerance);
         if (error > worst) worst = error;
       }

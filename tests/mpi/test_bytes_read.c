@@ -11,11 +11,12 @@
 #include "golden_case.h"
 
 static const char *const bases[] = {
-    "tests/golden/gpt2", "tests/golden/gpt2-seven-heads", "tests/golden/gpt2-peft", "tests/golden/opt",
-    "tests/golden/opt-post-norm", "tests/golden/bloom", "tests/golden/neox", "tests/golden/neox-sequential",
-    "tests/golden/gptj", "tests/golden/llama", "tests/golden/llama-uneven", "tests/golden/llama-tied-bias",
-    "tests/golden/llama-yarn", "tests/golden/mistral", "tests/golden/qwen2", "tests/golden/qwen3",
-    "tests/fixtures/stories260K", "tests/fixtures/stories260K-q.gguf"};
+    "tests/golden/gpt2",       "tests/golden/gpt2-seven-heads", "tests/golden/gpt2-peft",
+    "tests/golden/opt",        "tests/golden/opt-post-norm",    "tests/golden/bloom",
+    "tests/golden/neox",       "tests/golden/neox-sequential",  "tests/golden/gptj",
+    "tests/golden/llama",      "tests/golden/llama-uneven",     "tests/golden/llama-tied-bias",
+    "tests/golden/llama-yarn", "tests/golden/mistral",          "tests/golden/qwen2",
+    "tests/golden/qwen3",      "tests/fixtures/stories260K",    "tests/fixtures/stories260K-q.gguf"};
 
 /* Bytes, as the file's types count them, that a rank holds. */
 struct held {
@@ -112,9 +113,10 @@ static double check_base(const char *base, struct mesh *mesh) {
   /* All shards are the file: copies, and rows of k and v on several ranks, counted once. */
   uint64_t kv_row = held.kv / (uint64_t)model->shard.kv_heads.n, kv = kv_row * (uint64_t)source->facts.n_kv_heads;
   double all = sum_over(mesh->tp, held.shard) + (double)(kv + held.copy);
-  golden_check(all == (double)file_bytes(source), "%s: the shards of %d ranks hold %.0f bytes of the file's %" PRIu64, base,
-               mesh->n_tp, all, file_bytes(source));
-  golden_check(model->shard.kv_replicated || sum_over(mesh->tp, held.kv) == (double)kv, "%s: rows of k and v are missing", base);
+  golden_check(all == (double)file_bytes(source), "%s: the shards of %d ranks hold %.0f bytes of the file's %" PRIu64,
+               base, mesh->n_tp, all, file_bytes(source));
+  golden_check(model->shard.kv_replicated || sum_over(mesh->tp, held.kv) == (double)kv,
+               "%s: rows of k and v are missing", base);
   model_destroy(&model);
   base_model_close(&source);
   device_close(&device);

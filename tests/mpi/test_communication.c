@@ -16,15 +16,20 @@
 #define BIT(module) (1u << MODULE_##module)
 #define ATTENTION   (BIT(Q) | BIT(K) | BIT(V) | BIT(O))
 
-static const char *const cases[] = {"llama", "gpt2", "bloom", "opt-post-norm", "qwen2", "neox", "neox-sequential", "gptj"};
+static const char *const cases[] = {"llama", "gpt2", "bloom",           "opt-post-norm",
+                                    "qwen2", "neox", "neox-sequential", "gptj"};
 
 static const struct targets {
   const char *name;
   unsigned modules;
   int first_layer;
 } target_sets[] = {
-    {"q v", BIT(Q) | BIT(V), 0},      {"all", GOLDEN_ALL_MODULES, 0}, {"all from layer 1", GOLDEN_ALL_MODULES, 1},
-    {"ffn", GOLDEN_ALL_MODULES & ~ATTENTION, 0}, {"o", BIT(O), 0},    {"down from layer 1", BIT(DOWN), 1},
+    {"q v", BIT(Q) | BIT(V), 0},
+    {"all", GOLDEN_ALL_MODULES, 0},
+    {"all from layer 1", GOLDEN_ALL_MODULES, 1},
+    {"ffn", GOLDEN_ALL_MODULES & ~ATTENTION, 0},
+    {"o", BIT(O), 0},
+    {"down from layer 1", BIT(DOWN), 1},
     {"none", 0, 0},
 };
 
@@ -39,9 +44,10 @@ static void expect(const char *name, const struct targets *targets, const char *
                    struct comm_counts want) {
   struct comm_counts got = comm_counts(comm);
   if (comm_size(comm) == 1) want = (struct comm_counts){0, 0};
-  golden_check(got.calls == want.calls && got.bytes == want.bytes,
-               "%s, adapters on %s, %s over %s of %d: %" PRIu64 " calls, %" PRIu64 " bytes; should be %" PRIu64 ", %" PRIu64,
-               name, targets->name, when, comm_name(comm), comm_size(comm), got.calls, got.bytes, want.calls, want.bytes);
+  golden_check(
+      got.calls == want.calls && got.bytes == want.bytes,
+      "%s, adapters on %s, %s over %s of %d: %" PRIu64 " calls, %" PRIu64 " bytes; should be %" PRIu64 ", %" PRIu64,
+      name, targets->name, when, comm_name(comm), comm_size(comm), got.calls, got.bytes, want.calls, want.bytes);
 }
 
 /* --- one micro-batch --- */
@@ -136,7 +142,8 @@ static void check_buckets(const char *name, const struct targets *targets, struc
   for (int i = 0; i < m->adapters.n; i++) {
     const struct adapter_spec *spec = &m->adapters.specs[i];
     bool row = module_is_row_parallel(spec->module);
-    int64_t a = spec->r * (row ? spec->in_t : spec->in), b = spec->r * (row || spec->out_shared ? spec->out : spec->out_t);
+    int64_t a = spec->r * (row ? spec->in_t : spec->in),
+            b = spec->r * (row || spec->out_shared ? spec->out : spec->out_t);
     *(row || m->mesh->n_tp == 1 ? &sharded : &replicated) += a;
     *((row || spec->out_shared) && m->mesh->n_tp > 1 ? &replicated : &sharded) += b;
   }

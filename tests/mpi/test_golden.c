@@ -17,11 +17,12 @@
 #include "lora/adamw.h"
 #include "lora/gradient.h"
 
-static const char *const cases[] = {"gpt2",  "gpt2-seven-heads", "gpt2-peft",       "opt",        "opt-post-norm", "bloom", "neox",
-                                    "neox-sequential", "gptj", "llama", "llama-uneven", "llama-tied-bias", "llama-yarn",
-                                    "mistral", "qwen2", "qwen3"};
+static const char *const cases[] = {
+    "gpt2",       "gpt2-seven-heads", "gpt2-peft", "opt",   "opt-post-norm", "bloom",
+    "neox",       "neox-sequential",  "gptj",      "llama", "llama-uneven",  "llama-tied-bias",
+    "llama-yarn", "mistral",          "qwen2",     "qwen3"};
 
-static int n_run; /* cases x micro-batch sizes */
+static int n_run;                                       /* cases x micro-batch sizes */
 static double worst_logit, worst_gradient, worst_curve; /* as shares of their tolerances */
 
 static double largest(const float *x, int64_t n) {
@@ -86,9 +87,8 @@ static void check_gradient(struct golden_case *golden, const struct param *p) {
   golden_check(n == p->rows * p->cols, "%s: size", name);
   double tolerance = 1e-4 * largest(want, n);
   for (int64_t row = 0; row < p->part_rows; row++)
-    worst_gradient = fmax(worst_gradient,
-                          compare(golden->folder, name, p->g + row * p->part_cols,
-                                  want + (p->row + row) * p->cols + p->col, p->part_cols, tolerance));
+    worst_gradient = fmax(worst_gradient, compare(golden->folder, name, p->g + row * p->part_cols,
+                                                  want + (p->row + row) * p->cols + p->col, p->part_cols, tolerance));
   free(want);
 }
 
@@ -101,9 +101,11 @@ static void check_curve(struct golden_case *golden, struct golden_model *m, int6
     double norm = sqrt(square);
     double loss_error = fabs(loss - golden->losses[step]) / (1e-4 * golden->losses[step]);
     double norm_error = fabs(norm - golden->grad_norms[step]) / (1e-3 * golden->grad_norms[step]);
-    golden_check(loss_error <= 1, "%s step %d: loss %.9g, golden %.9g", golden->folder, step, loss, golden->losses[step]);
+    golden_check(loss_error <= 1, "%s step %d: loss %.9g, golden %.9g", golden->folder, step, loss,
+                 golden->losses[step]);
     /* Adam divides by |g|: parameters with tiny gradients amplify rounding, so norms get ten times more. */
-    golden_check(norm_error <= 1, "%s step %d: norm %.9g, golden %.9g", golden->folder, step, norm, golden->grad_norms[step]);
+    golden_check(norm_error <= 1, "%s step %d: norm %.9g, golden %.9g", golden->folder, step, norm,
+                 golden->grad_norms[step]);
     worst_curve = fmax(worst_curve, loss_error);
     golden_must(adamw_update(m->device, &m->adapters.params, &settings, gradient_clip_factor(norm, 1.0), step + 1));
   }
@@ -116,7 +118,8 @@ static bool refused(const struct golden_case *golden, const struct mesh *mesh) {
   golden_must(base_model_open(golden->folder, &source));
   bool too_many = mesh->n_tp > source->facts.n_heads;
   enum status status = shard_plan(&source->facts, mesh->n_tp, mesh->tp_rank, &shard);
-  golden_check(status == (too_many ? STATUS_USAGE : STATUS_OK), "%s: tp %d: %s", golden->folder, mesh->n_tp, status_message());
+  golden_check(status == (too_many ? STATUS_USAGE : STATUS_OK), "%s: tp %d: %s", golden->folder, mesh->n_tp,
+               status_message());
   base_model_close(&source);
   return too_many;
 }

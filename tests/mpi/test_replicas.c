@@ -19,8 +19,8 @@
 /* AdamW divides by |g|, so elements with tiny gradients amplify that rounding: of a weight's largest element. */
 #define WEIGHT_TOLERANCE 2e-4
 
-static const char *const cases[] = {"llama", "gpt2", "gpt2-seven-heads", "llama-uneven", "bloom", "neox", "gptj", "qwen3",
-                                    "opt-post-norm"};
+static const char *const cases[] = {"llama", "gpt2",  "gpt2-seven-heads", "llama-uneven", "bloom", "neox",
+                                    "gptj",  "qwen3", "opt-post-norm"};
 static int n_run;
 static double worst_norm, worst_weight;
 
@@ -43,8 +43,12 @@ static void check_copies(const char *name, int step, struct golden_model *m) {
     size_t bytes = (size_t)(p->part_rows * p->part_cols) * sizeof(float);
     const float *kinds[] = {p->w, p->m, p->v, p->g};
     for (int kind = 0; kind < 4; kind++)
-      golden_check(equal_over(comm, kinds[kind], bytes), "%s: after step %d %s/%s%s differs between the ranks of %s", name,
-                   step, p->group_name, p->name, kind == 0 ? "" : kind == 1 ? ".m" : kind == 2 ? ".v" : "'s gradient",
+      golden_check(equal_over(comm, kinds[kind], bytes), "%s: after step %d %s/%s%s differs between the ranks of %s",
+                   name, step, p->group_name, p->name,
+                   kind == 0   ? ""
+                   : kind == 1 ? ".m"
+                   : kind == 2 ? ".v"
+                               : "'s gradient",
                    comm_name(comm));
   }
 }
@@ -106,8 +110,8 @@ int main(void) {
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) run_case(cases[i], mesh, alone);
     golden_check(n_run > 0, "nothing ran");
     if (rank == 0)
-      printf("tp %d dp %d: %d cases, copies equal; worst norm %.2g, weight %.2g\n", mesh->n_tp, mesh->n_dp, n_run, worst_norm,
-             worst_weight);
+      printf("tp %d dp %d: %d cases, copies equal; worst norm %.2g, weight %.2g\n", mesh->n_tp, mesh->n_dp, n_run,
+             worst_norm, worst_weight);
     mesh_destroy(&mesh);
   }
   mesh_destroy(&alone);

@@ -2,7 +2,7 @@
 /*
  * Heads, KV groups, FFN columns and vocabularies that the number of ranks does
  * not divide give the loss, logits and gradients of one rank alone; all shards
- * together are the model; work is balanced.
+ * together are the model.
  */
 #include <math.h>
 #include <stdio.h>
@@ -25,7 +25,8 @@ static const struct synthetic_dims shapes[] = {
     {"a rank without vocabulary", 2, 32, 4, 2, 8, 64, 5}, /* ceil(5 / 4) = 2 rows: 2, 2, 1, 0 */
 };
 
-static void check_logits(const char *name, struct golden_case *golden, struct golden_model *m, struct golden_model *alone) {
+static void check_logits(const char *name, struct golden_case *golden, struct golden_model *m,
+                         struct golden_model *alone) {
   int64_t M = golden->rows * golden->seq_len, n = M * golden->n_vocab;
   float *got = malloc((size_t)n * sizeof *got), *want = malloc((size_t)n * sizeof *want);
   int32_t rows[256];
@@ -79,7 +80,8 @@ int main(void) {
     synthetic_close(mesh, &golden);
   }
   if (rank == 0)
-    printf("tp %d: %d uneven shapes agree with tp 1; worst gradient %.2g\n", world, (int)(sizeof shapes / sizeof shapes[0]), worst);
+    printf("tp %d: %d uneven shapes agree with tp 1; worst gradient %.2g\n", world,
+           (int)(sizeof shapes / sizeof shapes[0]), worst);
   mesh_destroy(&mesh);
   mesh_destroy(&alone);
   mesh_stop();
