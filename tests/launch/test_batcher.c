@@ -15,7 +15,7 @@
 #include "dist/order.h"
 #include "launch/batcher.h"
 
-enum { SEQ_LEN = 40, GLOBAL_BATCH = 5, STEPS = 13, SEED = 11 };
+enum { SEQ_LEN = 256, GLOBAL_BATCH = 5, STEPS = 26, SEED = 11 };
 
 struct rows {
   struct tokenizer *tokenizer;
@@ -29,7 +29,7 @@ static int open_data(void **state) {
   (void)state;
   const char *const files[] = {SOURCE_DIR "/launch/data/e2e-eval.txt"};
   assert_int_equal(tokenizer_open(FIXTURES "/stories260K", &all.tokenizer), STATUS_OK);
-  struct dataset_options options = {.files = files, .n_files = 1, .format = "text", .chat_template = "auto", .seq_len = SEQ_LEN,
+  struct dataset_options options = {.files = files, .n_files = 1, .format = "e2e", .chat_template = "auto", .seq_len = SEQ_LEN,
                                     .tokenizer = all.tokenizer, .n_vocab = 512, .n_workers = 1};
   assert_int_equal(dataset_open(&options, &all.data), STATUS_OK);
   all.n = dataset_rows(all.data);
