@@ -7,7 +7,7 @@
 #include "dist/comm.h"
 
 struct comm {
-  MPI_Comm mpi; /* MPI_COMM_NULL for a group of one */
+  MPI_Comm mpi; /* MPI_COMM_NULL when MPI does not run */
   const char *name;
   int size, rank;
   struct comm_counts counts;

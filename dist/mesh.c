@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include "dist/comm_internal.h"
+#include "dist/watchdog.h"
 
 static bool mpi_running;
 
@@ -137,9 +138,7 @@ void mesh_destroy(struct mesh **mesh_p) {
   *mesh_p = NULL;
 }
 
-enum status mesh_agree(enum status own, bool *speaker_p) {
-  *speaker_p = own != STATUS_OK;
-  if (!mpi_running) return own;
+static enum status agree(enum status own, bool *speaker_p) {
   int world, rank;
   MPI_Comm_size(MPI_COMM_WORLD, &world);
   MPI_Comm_rank(MPI_COMM_WORLD, &rank);
@@ -153,6 +152,15 @@ enum status mesh_agree(enum status own, bool *speaker_p) {
   int code = own;
   TRY(comm_check(MPI_Bcast(&code, 1, MPI_INT, first % world, MPI_COMM_WORLD), "MPI_Bcast"));
   return (enum status)code;
+}
+
+enum status mesh_agree(enum status own, bool *speaker_p) {
+  *speaker_p = true; /* of a failure here: nobody can be told */
+  if (!mpi_running) return own;
+  watchdog_enter("agreement", "control");
+  enum status all = agree(own, speaker_p);
+  watchdog_leave();
+  return all;
 }
 
 void mesh_stop(void) {

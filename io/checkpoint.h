@@ -93,6 +93,10 @@ enum status checkpoint_publish(const char *output, int64_t step, const struct ch
                                const struct checkpoint_module *modules, int n_modules, const char *config_text,
                                int keep_last);
 
+/* The step of a directory entry "step-000100", or with `temporary` of
+ * "step-000100.tmp"; -1 for any other name. */
+int64_t checkpoint_step_number(const char *name, bool temporary);
+
 /* Newest whole step directory under OUTPUT: path and step; *step_p = -1 when
  * there is none. Broken ones are skipped with a warning that says why. */
 enum status checkpoint_find_latest(const char *output, char *path, size_t path_size, int64_t *step_p);

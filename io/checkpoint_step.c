@@ -19,11 +19,10 @@ struct step_list {
   int n, capacity;
 };
 
-/* "step-000100" gives 100; anything else -1. */
-static int64_t step_number(const char *name) {
+int64_t checkpoint_step_number(const char *name, bool temporary) {
   if (strncmp(name, "step-", 5) != 0) return -1;
   size_t digits = strspn(name + 5, "0123456789");
-  if (digits < 6 || digits > 18 || name[5 + digits]) return -1;
+  if (digits < 6 || digits > 18 || strcmp(name + 5 + digits, temporary ? ".tmp" : "") != 0) return -1;
   if (digits > 6 && name[5] == '0') return -1;
   return strtoll(name + 5, NULL, 10);
 }
@@ -46,7 +45,7 @@ static enum status list_steps(const char *output, struct step_list *list) {
   }
   enum status status = STATUS_OK;
   for (struct dirent *entry; (entry = readdir(stream));) {
-    int64_t step = step_number(entry->d_name);
+    int64_t step = checkpoint_step_number(entry->d_name, false);
     if (step < 0) continue;
     if (list->n == list->capacity) {
       list->capacity = list->capacity ? 2 * list->capacity : 16;
@@ -168,7 +167,7 @@ static void compare_latest(const char *output, int64_t found) {
   fclose(file);
   text[n] = 0;
   text[strcspn(text, "\r\n")] = 0;
-  int64_t named = step_number(text);
+  int64_t named = checkpoint_step_number(text, false);
   if (named == found) return;
   for (char *c = text; *c; c++)
     if (!isprint((unsigned char)*c)) *c = '?';

@@ -2,6 +2,7 @@
 
 #include <pthread.h>
 #include <signal.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -18,7 +19,12 @@ struct checkpoint_writer {
   enum status result;      /* of the last write, until asked for */
   char message[1024];
   /* The snapshot: the caller's while idle, the thread's while busy. */
-  char directory[DURABLE_PATH], file[CHECKPOINT_NAME];
+  char directory[DURABLE_PATH]; /* of the shard; OUTPUT when publishing */
+  char file[CHECKPOINT_NAME];
+  bool publishing; /* what the thread is to do: publish, or write a shard */
+  int64_t step;
+  const char *config_text;
+  int keep_last;
   struct checkpoint_header header;
   struct checkpoint_module *modules;
   struct checkpoint_array *arrays;
@@ -27,6 +33,13 @@ struct checkpoint_writer {
   size_t modules_capacity, arrays_capacity, data_capacity;
 };
 
+static enum status work(struct checkpoint_writer *w) {
+  if (w->publishing)
+    return checkpoint_publish(w->directory, w->step, &w->header, w->modules, w->n_modules, w->config_text,
+                              w->keep_last);
+  return checkpoint_write_shard(w->directory, w->file, &w->header, w->modules, w->n_modules, w->arrays, w->n_arrays);
+}
+
 static void *run(void *writer_p) {
   struct checkpoint_writer *w = writer_p;
   pthread_mutex_lock(&w->mutex);
@@ -34,8 +47,7 @@ static void *run(void *writer_p) {
     while (w->state == WRITER_IDLE) pthread_cond_wait(&w->changed, &w->mutex);
     if (w->state == WRITER_ENDING) break;
     pthread_mutex_unlock(&w->mutex);
-    enum status status =
-        checkpoint_write_shard(w->directory, w->file, &w->header, w->modules, w->n_modules, w->arrays, w->n_arrays);
+    enum status status = work(w);
     pthread_mutex_lock(&w->mutex);
     w->result = status;
     if (status != STATUS_OK) snprintf(w->message, sizeof w->message, "%s", status_message());
@@ -124,6 +136,28 @@ enum status checkpoint_writer_submit(struct checkpoint_writer *w, const char *di
   TRY_OUT(durable_path(w->file, sizeof w->file, "%s", file));
   w->header = *header;
   TRY_OUT(take_snapshot(w, modules, n_modules, arrays, n_arrays));
+  w->publishing = false;
+  w->state = WRITER_BUSY;
+  pthread_cond_broadcast(&w->changed);
+out:
+  pthread_mutex_unlock(&w->mutex);
+  return status;
+}
+
+enum status checkpoint_writer_publish(struct checkpoint_writer *w, const char *output, int64_t step,
+                                      const char *config_text, int keep_last) {
+  enum status status = STATUS_OK;
+  pthread_mutex_lock(&w->mutex);
+  if (w->state != WRITER_IDLE) {
+    status = status_set(STATUS_USAGE, "%s: the write of %s/%s is still in flight", output, w->directory, w->file);
+    goto out;
+  }
+  TRY_OUT(take_result(w));
+  TRY_OUT(durable_path(w->directory, sizeof w->directory, "%s", output));
+  w->publishing = true;
+  w->step = step;
+  w->config_text = config_text;
+  w->keep_last = keep_last;
   w->state = WRITER_BUSY;
   pthread_cond_broadcast(&w->changed);
 out:

@@ -25,6 +25,13 @@ enum status checkpoint_writer_submit(struct checkpoint_writer *writer, const cha
                                      const struct checkpoint_header *header, const struct checkpoint_module *modules,
                                      int n_modules, const struct checkpoint_array *arrays, int n_arrays);
 
+/* After a shard was written (by this writer, and every other one): let the thread
+ * call checkpoint_publish with the header and modules of that snapshot.
+ * config_text is borrowed until it is done. STATUS_USAGE while a write is in
+ * flight. */
+enum status checkpoint_writer_publish(struct checkpoint_writer *writer, const char *output, int64_t step,
+                                      const char *config_text, int keep_last);
+
 /* *done_p: nothing is in flight. Returns the error of the finished write, once. */
 enum status checkpoint_writer_poll(struct checkpoint_writer *writer, bool *done_p);
 

@@ -9,7 +9,7 @@
 #include "io/peft.h"
 
 static bool has_module(const struct job *job, enum module module) {
-  const struct arch *arch = job->model->arch;
+  const struct arch *arch = arch_find(job->source->facts.family);
   if (module == MODULE_GATE) return job->source->facts.gated;
   return arch->linear[module] || (module <= MODULE_V && arch->qkv);
 }
@@ -61,14 +61,14 @@ static enum status check_layers(const struct job *job, const struct layer_list *
 
 /* Sizes and parts of an adapter on this rank. */
 static void place(const struct job *job, struct adapter_spec *spec) {
-  struct linear_dims dims = shard_linear(&job->model->shard, &job->source->facts, spec->module);
+  struct linear_dims dims = shard_linear(&job->shard, &job->source->facts, spec->module);
   spec->in = dims.in;
   spec->out = dims.out;
   spec->in_first = dims.in_t.first;
   spec->in_t = dims.in_t.n;
   spec->out_first = dims.out_t.first;
   spec->out_t = dims.out_t.n;
-  spec->out_shared = job->model->shard.kv_replicated && (spec->module == MODULE_K || spec->module == MODULE_V);
+  spec->out_shared = job->shard.kv_replicated && (spec->module == MODULE_K || spec->module == MODULE_V);
 }
 
 /* The adapter that lora.* asks for at one place; false: none. */
@@ -150,15 +150,13 @@ static enum status check_fingerprint(const struct job *job, const struct checkpo
       path, header->base_path, header->base_fingerprint, job->source->path, job->fingerprint);
 }
 
-static enum status attach_new(struct job *job, const struct adapter_spec *specs, int n) {
+static enum status create(struct job *job, const struct adapter_spec *specs, int n) {
   const struct config *config = job->config;
-  TRY(adapters_create(job->device, job->mesh, specs, n, (float)config->lora.dropout, config->train.seed,
-                      &job->adapters));
-  for (int i = 0; i < n; i++) model_attach(job->model, specs[i].layer, specs[i].module, &job->adapters.pairs[i]);
-  return STATUS_OK;
+  return adapters_create(job->device, job->mesh, specs, n, (float)config->lora.dropout, config->train.seed,
+                         &job->adapters);
 }
 
-enum status adapter_plan_apply(struct job *job, const struct job_options *options) {
+enum status adapter_plan_make(struct job *job, const struct job_options *options) {
   enum status status = STATUS_OK;
   struct adapter_set set = {0};
   struct checkpoint_header header;
@@ -174,14 +172,14 @@ enum status adapter_plan_apply(struct job *job, const struct job_options *option
       goto out;
     }
     TRY_OUT(plan_from_set(job, &set, specs, &n));
-    TRY_OUT(attach_new(job, specs, n));
+    TRY_OUT(create(job, specs, n));
     for (int i = 0; i < n; i++) {
       take_part(&job->adapters.params.items[2 * i], set.modules[i].A);
       take_part(&job->adapters.params.items[2 * i + 1], set.modules[i].B);
     }
   } else if (options->fresh_adapters) {
     TRY_OUT(plan_fresh(job, specs, &n));
-    TRY_OUT(attach_new(job, specs, n));
+    TRY_OUT(create(job, specs, n));
     adapters_init(&job->adapters, job->config->lora.init == LORA_INIT_GAUSSIAN ? ADAPTER_GAUSSIAN : ADAPTER_KAIMING,
                   job->config->train.seed);
   }
@@ -189,6 +187,11 @@ out:
   adapter_set_free(&set);
   free(specs);
   return status;
+}
+
+void adapter_plan_attach(struct job *job) {
+  for (int i = 0; i < job->adapters.n; i++)
+    model_attach(job->model, job->adapters.specs[i].layer, job->adapters.specs[i].module, &job->adapters.pairs[i]);
 }
 
 enum status adapter_plan_modules(const struct job *job, struct checkpoint_module **modules_p) {

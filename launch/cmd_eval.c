@@ -60,7 +60,7 @@ static enum status evaluate(const struct arguments *a, struct job *job, struct d
   TRY(evaluate_open_data(job, &files, NULL, data));
   TRY(ranks_agree(batcher_create(*data, config->data.seq_len, config->train.micro_batch, false, 0, batcher)));
   TRY(ranks_agree(model_prepare(job->model, batcher->max_tokens, false)));
-  ranks_must(evaluate_run(job, batcher, &result));
+  ranks_must(evaluate_run(job, batcher, NULL, &result));
   if (!isfinite(result.loss))
     return ranks_agree(status_set(STATUS_DATA, "the loss is not finite: weights of %s%s%s are damaged",
                                   job->source->path, a->model.adapter ? " or " : "",
@@ -79,7 +79,7 @@ static enum status run(int argc, char **argv) {
   if (a.model.done) return STATUS_OK;
   memset(&config, 0, sizeof config);
   enum status status = ranks_agree(model_args_configure(&a.model, &config));
-  if (status == STATUS_OK) status = model_args_open(&a.model, &config, 0, &job);
+  if (status == STATUS_OK) status = model_args_open(&a.model, &config, 0, false, &job);
   if (status == STATUS_OK) status = evaluate(&a, &job, &data, &batcher);
   batcher_destroy(&batcher);
   dataset_close(&data);

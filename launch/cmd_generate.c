@@ -112,18 +112,23 @@ static enum status generate(const struct arguments *a, const struct request *req
   int64_t n_prompt = ids->n, V = job->source->facts.n_vocab;
   struct kv_cache *cache = NULL;
   float *logits = NULL;
+  int64_t max_tokens = job->model->n_positions - n_prompt; /* fewer than asked for where positions are learned */
+  if (max_tokens < 1)
+    return ranks_agree(status_set(STATUS_USAGE,
+                                  "the prompt of %" PRId64 " tokens leaves no room in the %" PRId64 " positions of %s",
+                                  n_prompt, job->model->n_positions, job->source->path));
   enum status status = model_prepare(job->model, n_prompt, false);
-  if (status == STATUS_OK) status = kv_cache_create(job->model, n_prompt + request->max_tokens, &cache);
+  if (status == STATUS_OK) status = kv_cache_create(job->model, n_prompt + max_tokens, &cache);
   if (status == STATUS_OK && !(logits = malloc((size_t)V * sizeof *logits)))
     status = status_set(STATUS_SYSTEM, "out of memory for logits");
-  TRY(ranks_agree(status));
-  ranks_must(transformer_decode(job->model, cache, ids->ids, n_prompt, logits));
-  for (int64_t i = 0; i < request->max_tokens && status == STATUS_OK; i++) {
+  status = ranks_agree(status);
+  if (status == STATUS_OK) ranks_must(transformer_decode(job->model, cache, ids->ids, n_prompt, logits));
+  for (int64_t i = 0; i < max_tokens && status == STATUS_OK; i++) {
     int32_t token = 0;
     status = sampling_choose(&request->sampling, logits, V, ids->n, &token); /* the same on every rank */
     if (status != STATUS_OK || tokenizer_is_end(job->tokenizer, token)) break;
     ranks_must(token_list_push(ids, token));
-    if (i + 1 < request->max_tokens) ranks_must(transformer_decode(job->model, cache, &token, 1, logits));
+    if (i + 1 < max_tokens) ranks_must(transformer_decode(job->model, cache, &token, 1, logits));
   }
   free(logits);
   kv_cache_destroy(job->model, &cache);
@@ -141,7 +146,7 @@ static enum status run(int argc, char **argv) {
   memset(&config, 0, sizeof config);
   enum status status = ranks_agree(model_args_configure(&a.model, &config));
   if (status == STATUS_OK) status = ranks_agree(prompt_ids(&a, &config, &ids));
-  if (status == STATUS_OK) status = model_args_open(&a.model, &config, ids.n + request.max_tokens, &job);
+  if (status == STATUS_OK) status = model_args_open(&a.model, &config, ids.n + request.max_tokens, true, &job);
   if (status == STATUS_OK) status = generate(&a, &request, &job, &ids);
   token_list_free(&ids);
   job_close(&job);

@@ -85,14 +85,15 @@ static enum status score(struct job *job, const struct token_list *list) {
   TRY(ranks_agree(model_prepare(job->model, n, false)));
   int32_t *positions = malloc((size_t)n * sizeof *positions);
   float *nll = calloc((size_t)n, sizeof *nll);
-  TRY(ranks_agree(positions && nll ? STATUS_OK : status_set(STATUS_SYSTEM, "out of memory for %" PRId64 " tokens", n)));
+  enum status status =
+      ranks_agree(positions && nll ? STATUS_OK : status_set(STATUS_SYSTEM, "out of memory for %" PRId64 " tokens", n));
+  if (status != STATUS_OK) goto out;
   for (int64_t i = 0; i < n; i++) positions[i] = (int32_t)i;
   struct segment segment = {0, (int32_t)n, 0, (int32_t)n};
   struct batch batch = {
       .M = n, .ids = list->ids, .positions = positions, .labels = list->ids + 1, .segments = &segment, .n_segments = 1};
   double loss = 0;
   ranks_must(transformer_loss(job->model, &batch, &loss, nll));
-  enum status status = STATUS_OK;
   if (isfinite(loss))
     print(list, nll);
   else
@@ -100,6 +101,7 @@ static enum status score(struct job *job, const struct token_list *list) {
                                     "the log-probabilities are not finite: weights of %s or of the adapter are "
                                     "damaged",
                                     job->source->path));
+out:
   free(positions);
   free(nll);
   return status;
@@ -115,7 +117,7 @@ static enum status run(int argc, char **argv) {
   memset(&config, 0, sizeof config);
   enum status status = ranks_agree(model_args_configure(&a.model, &config));
   if (status == STATUS_OK) status = ranks_agree(sequence(&a, &config, &list));
-  if (status == STATUS_OK) status = model_args_open(&a.model, &config, list.n, &job);
+  if (status == STATUS_OK) status = model_args_open(&a.model, &config, list.n - 1, false, &job);
   if (status == STATUS_OK) status = score(&job, &list);
   token_list_free(&list);
   job_close(&job);

@@ -1,6 +1,7 @@
 #include "launch/cores.h"
 
 #include <sched.h>
+#include <stdbool.h>
 #include <stdlib.h>
 #include <unistd.h>
 
@@ -24,13 +25,13 @@ int cores_take_share(int node_rank, int node_size) {
   for (int cpu = 0; cpu < CPU_SETSIZE; cpu++) CPU_SET(cpu, &all);
   /* The kernel cuts this down to what the job's cpuset allows. */
   if (sched_setaffinity(0, sizeof all, &all) != 0 || sched_getaffinity(0, sizeof all, &all) != 0) all = bound;
-  int total = CPU_COUNT(&all), share = total / node_size;
-  if (share < 1) share = 1;
-  int threads = wanted && atoi(wanted) > 0 ? atoi(wanted) : share;
-  if (CPU_COUNT(&bound) >= threads || node_size > total) {
-    sched_setaffinity(0, sizeof bound, &bound);
-    return threads;
-  }
+  sched_setaffinity(0, sizeof bound, &bound);
+  int total = CPU_COUNT(&all), own = CPU_COUNT(&bound), share = total / node_size < 1 ? 1 : total / node_size;
+  bool under_mpirun = getenv("OMPI_COMM_WORLD_SIZE") != NULL;
+  /* A binding that the user or Slurm chose stands; one that leaves all cores to all ranks is shared. */
+  int threads = own == total || under_mpirun ? share : own;
+  if (wanted && atoi(wanted) > 0) threads = atoi(wanted);
+  if (own >= threads || !under_mpirun || node_size > total) return threads;
   cpu_set_t mine = pick(&all, node_rank * share, share);
   if (CPU_COUNT(&mine) > 0) sched_setaffinity(0, sizeof mine, &mine);
   return threads;

@@ -1,10 +1,11 @@
 /*
  * cores.h: how many threads a rank runs, and on which cores.
  *
- * mpirun binds each of one or two ranks to a single core; a rank that should
- * run several threads would then run them all there. A rank therefore takes its
- * share of the node's cores (those the operating system lets the job use)
- * unless OMP_NUM_THREADS says otherwise.
+ * Open MPI's mpirun binds each of one or two ranks to a single core; a rank that
+ * should run several threads would then run them all there. Under it a rank
+ * therefore takes its share of the node's cores (those the operating system lets
+ * the job use). A binding by anyone else (taskset, Slurm) is kept. OMP_NUM_THREADS
+ * sets the number of threads.
  */
 #ifndef LORASHARD_LAUNCH_CORES_H
 #define LORASHARD_LAUNCH_CORES_H

@@ -1,5 +1,7 @@
 #include "launch/evaluate.h"
 
+#include <math.h>
+
 #include "launch/ranks.h"
 
 static enum status wait_for_all(void *control) { return comm_barrier(control); }
@@ -25,20 +27,33 @@ enum status evaluate_open_data(const struct job *job, const struct string_list *
   return ranks_agree(dataset_open(&options, data_p));
 }
 
-enum status evaluate_run(struct job *job, struct batcher *batcher, struct evaluation *result) {
+/* Micro-batches between two looks at the stop flag. */
+#define ROUNDS_BETWEEN_LOOKS 8
+
+enum status evaluate_run(struct job *job, struct batcher *batcher, bool (*stop_asked)(void),
+                         struct evaluation *result) {
   const struct mesh *mesh = job->mesh;
-  int64_t first, count;
+  int64_t rows = dataset_rows(batcher->data), size = batcher->micro_batch, first, count;
   double loss = 0;
-  batcher_count(batcher, 0, dataset_rows(batcher->data), &result->targets, &result->tokens);
-  batcher_deal(dataset_rows(batcher->data), mesh->n_dp, mesh->dp_rank, &first, &count);
-  for (int64_t i = 0; i < count; i += batcher->micro_batch) {
-    int64_t n = count - i < batcher->micro_batch ? count - i : batcher->micro_batch;
+  *result = (struct evaluation){0};
+  batcher_deal(rows, mesh->n_dp, mesh->dp_rank, &first, &count);
+  int64_t most = (rows + mesh->n_dp - 1) / mesh->n_dp; /* rows of the rank that has most: all look equally often */
+  for (int64_t i = 0, round = 0; i < most; i += size, round++) {
+    if (stop_asked && round % ROUNDS_BETWEEN_LOOKS == 0) {
+      double asked = stop_asked();
+      TRY(comm_all_reduce_f64(mesh->control, &asked, 1, REDUCE_MAX));
+      result->interrupted = asked > 0;
+      if (result->interrupted) return STATUS_OK;
+    }
+    int64_t n = count - i < size ? count - i : size;
+    if (n <= 0) continue;
     struct batch batch;
     batcher_fill(batcher, first + i, n, first + i, &batch);
     TRY(transformer_loss(job->model, &batch, &loss, NULL));
   }
   if (mesh->tp_rank != 0) loss = 0; /* each replica's loss is counted once */
   TRY(comm_all_reduce_f64(mesh->control, &loss, 1, REDUCE_SUM));
-  result->loss = loss / (double)result->targets;
+  batcher_count(batcher, 0, rows, &result->targets, &result->tokens);
+  result->loss = isnan(loss) ? NAN : loss / (double)result->targets; /* a NaN's sign means nothing */
   return STATUS_OK;
 }

@@ -10,7 +10,8 @@
 struct evaluation {
   double loss; /* mean negative log-likelihood of a target, in nats */
   int64_t targets;
-  int64_t tokens; /* positions read */
+  int64_t tokens;   /* positions read */
+  bool interrupted; /* a rank was asked to stop: the rest is not set */
 };
 
 /* Open files as a dataset the way config.data says; workers are the job's ranks.
@@ -18,8 +19,9 @@ struct evaluation {
 enum status evaluate_open_data(const struct job *job, const struct string_list *files, const char *cache_dir,
                                struct dataset **data_p);
 
-/* Collective. The model must be prepared for batcher->max_tokens. The loss may
- * come out as NAN or INFINITY. */
-enum status evaluate_run(struct job *job, struct batcher *batcher, struct evaluation *result);
+/* Collective. The model must be prepared for batcher->max_tokens. `stop_asked` (may
+ * be NULL) is looked at now and then, on every rank; any rank's true ends it. The
+ * loss may come out as NAN or INFINITY. */
+enum status evaluate_run(struct job *job, struct batcher *batcher, bool (*stop_asked)(void), struct evaluation *result);
 
 #endif

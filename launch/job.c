@@ -35,21 +35,34 @@ static enum status open_base(struct job *job) {
 }
 
 /* Layout errors first, before any weight is read. */
-static enum status check_layout(struct job *job) {
-  struct shard shard;
+static enum status plan_layout(struct job *job, const struct job_options *options) {
+  const struct model_facts *facts = &job->source->facts;
+  if (!arch_find(facts->family))
+    return status_set(STATUS_USAGE, "%s: model family '%s' is not supported: %s are", job->source->path, facts->family,
+                      arch_list());
   if (job->config->parallel.pp != 1)
     return status_set(STATUS_USAGE, "parallel.pp %" PRId64 ": pipeline stages are not supported by this version",
                       job->config->parallel.pp);
-  for (int t = 0; t < job->mesh->n_tp; t++) TRY(shard_plan(&job->source->facts, job->mesh->n_tp, t, &shard));
-  return STATUS_OK;
+  if (facts->position == POSITION_LEARNED && !options->clamp_positions && options->n_positions == 0 &&
+      job->config->data.seq_len > facts->max_positions)
+    return status_set(STATUS_USAGE,
+                      "%" PRId64 " positions is longer than the %" PRId64
+                      " learned positions of %s: lower data.seq_len",
+                      job->config->data.seq_len, facts->max_positions, job->source->path);
+  for (int t = 0; t < job->mesh->n_tp; t++) TRY(shard_plan(facts, job->mesh->n_tp, t, &job->shard));
+  return shard_plan(facts, job->mesh->n_tp, job->mesh->tp_rank, &job->shard);
 }
 
 static enum status open_model(struct job *job, const struct job_options *options) {
+  const struct model_facts *facts = &job->source->facts;
   struct model_options model_options = {
       .act = job_act(job->config),
       .storage = storage(job->config),
       .n_positions = options->n_positions ? options->n_positions : job->config->data.seq_len,
   };
+  if (options->clamp_positions && facts->position == POSITION_LEARNED &&
+      model_options.n_positions > facts->max_positions)
+    model_options.n_positions = facts->max_positions;
   return model_create(job->device, job->source, job->mesh->tp, &model_options, &job->model);
 }
 
@@ -57,9 +70,11 @@ static enum status open_local(struct job *job, const struct job_options *options
   const char *device = job->config->device && *job->config->device ? job->config->device : "auto";
   TRY(device_open(device, cores_take_share(job->mesh->node_rank, job->mesh->node_size), &job->device));
   TRY(open_base(job));
-  TRY(check_layout(job));
+  TRY(plan_layout(job, options));
+  TRY(adapter_plan_make(job, options)); /* wrong targets show before the base is read */
   TRY(open_model(job, options));
-  return adapter_plan_apply(job, options);
+  adapter_plan_attach(job);
+  return STATUS_OK;
 }
 
 enum status job_open(const struct config *config, const struct job_options *options, struct job *job) {
@@ -87,8 +102,8 @@ void job_describe(const struct job *job) {
            facts->family, 1e-6 * (double)model_base_parameters(facts), facts->n_layers, facts->d_model);
   log_info("layout    %d rank%s: tp %d x dp %d; rank 0 holds %" PRId64 " of %" PRId64 " heads, %" PRId64 " of %" PRId64
            " FFN columns, %.1f MB of weights",
-           mesh->world, mesh->world == 1 ? "" : "s", mesh->n_tp, mesh->n_dp, job->model->shard.heads.n, facts->n_heads,
-           job->model->shard.ffn.n, facts->d_ffn, 1e-6 * (double)job->model->weights.memory.total);
+           mesh->world, mesh->world == 1 ? "" : "s", mesh->n_tp, mesh->n_dp, job->shard.heads.n, facts->n_heads,
+           job->shard.ffn.n, facts->d_ffn, 1e-6 * (double)job->model->weights.memory.total);
   log_info("device    %s; compute %s", device, dtype_name(job->model->act));
   int64_t trainable = param_list_total(&job->adapters.params);
   if (job->adapters.n)

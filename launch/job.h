@@ -20,15 +20,17 @@ struct job {
   struct tensor_source *source;
   char fingerprint[FINGERPRINT_SIZE];
   struct tokenizer *tokenizer; /* NULL: the base has none */
-  struct model *model;
+  struct shard shard;          /* what this tp rank holds */
   struct adapters adapters;
+  struct model *model;
 };
 
 struct job_options {
-  const char *adapter; /* path of an adapter to start from or evaluate; NULL or "": none */
-  bool fresh_adapters; /* without `adapter`: new ones as lora.* says */
-  bool any_base;       /* accept an adapter made for another base */
-  int64_t n_positions; /* longest sequence; 0: config's data.seq_len */
+  const char *adapter;  /* path of an adapter to start from or evaluate; NULL or "": none */
+  bool fresh_adapters;  /* without `adapter`: new ones as lora.* says */
+  bool any_base;        /* accept an adapter made for another base */
+  int64_t n_positions;  /* longest sequence; 0: config's data.seq_len */
+  bool clamp_positions; /* no more than the model's learned positions (see model->n_positions) */
 };
 
 /* Build it all; collective, agreed: on failure every rank returns the same status

@@ -101,7 +101,7 @@ int main(int argc, char **argv) {
   enum status status = run(argc, argv);
   if (fflush(stdout) != 0 || ferror(stdout))
     if (status == STATUS_OK) status = status_set(STATUS_SYSTEM, "cannot write to standard output");
-  /* An empty message: another rank has printed the cause. */
+  /* An empty message: the cause has been printed, here or by another rank. */
   if (status != STATUS_OK && *status_message()) log_error("%s", status_message());
   return status_exit_code(status);
 }

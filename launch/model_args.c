@@ -16,8 +16,9 @@ enum status model_args_configure(const struct model_args *args, struct config *c
   return config_check(config, false);
 }
 
-enum status model_args_open(const struct model_args *args, const struct config *config, int64_t n_positions,
+enum status model_args_open(const struct model_args *args, const struct config *config, int64_t n_positions, bool clamp,
                             struct job *job) {
-  struct job_options options = {.adapter = args->adapter, .any_base = args->any_base, .n_positions = n_positions};
+  struct job_options options = {
+      .adapter = args->adapter, .any_base = args->any_base, .n_positions = n_positions, .clamp_positions = clamp};
   return job_open(config, &options, job);
 }

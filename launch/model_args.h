@@ -33,8 +33,9 @@ struct model_args {
 enum status model_args_configure(const struct model_args *args, struct config *config);
 
 /* Open base and adapter on all ranks for sequences of n_positions (0:
- * data.seq_len). Collective, agreed. */
-enum status model_args_open(const struct model_args *args, const struct config *config, int64_t n_positions,
+ * data.seq_len), or, with `clamp`, of as many as the model's learned positions
+ * allow. Collective, agreed. */
+enum status model_args_open(const struct model_args *args, const struct config *config, int64_t n_positions, bool clamp,
                             struct job *job);
 
 #endif

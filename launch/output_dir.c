@@ -7,6 +7,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "io/checkpoint.h"
 #include "io/durable.h"
 
 static enum status make_directories(const char *path) {
@@ -30,7 +31,9 @@ static enum status make_directories(const char *path) {
   return STATUS_OK;
 }
 
-static bool is_step(const char *name) { return strncmp(name, "step-", 5) == 0; }
+static bool is_step(const char *name) {
+  return checkpoint_step_number(name, false) >= 0 || checkpoint_step_number(name, true) >= 0;
+}
 static bool is_run_file(const char *name) {
   return strcmp(name, "latest") == 0 || strcmp(name, "metrics.jsonl") == 0 || strcmp(name, "config.yaml") == 0;
 }

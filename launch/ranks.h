@@ -12,7 +12,8 @@
 
 /* Start MPI if this process is one of several, call body, stop MPI. Ranks but
  * the first have their standard output closed off: rank 0 speaks. A failure that
- * body returns must have been agreed on by all ranks. */
+ * body returns must have been agreed on by all ranks; it is printed here, and the
+ * message is empty on return. */
 enum status ranks_run(int argc, char **argv, enum status (*body)(int argc, char **argv));
 
 /* Called by every rank. STATUS_OK if all have it; else everyone gets the failing

@@ -14,14 +14,14 @@ struct saver {
   const struct job *job;
   const char *output;
   int keep_last;
-  bool writes;  /* this rank owns parts */
-  bool pending; /* begun, not yet published */
-  bool failed;  /* this rank's part of it */
+  bool writes; /* this rank owns parts */
+  enum { SAVER_IDLE, SAVER_WRITING, SAVER_PUBLISHING } phase;
+  bool failed; /* this rank's part of it */
   int64_t step;
   struct checkpoint_writer *writer;
   struct checkpoint_header header;
   struct checkpoint_module *modules;
-  struct checkpoint_array *arrays; /* [6 n]: A, A.m, A.v, B, B.m, B.v of what this rank writes */
+  struct checkpoint_array *arrays; /* [n_arrays]: value and two moments of each parameter this rank writes */
   int n_arrays;
   char *config_text;
 };
@@ -102,24 +102,23 @@ void saver_destroy(struct saver **saver_p) {
   *saver_p = NULL;
 }
 
-/* Remove the unpublished step's directory; the failure's message stays. */
-static enum status remove_unpublished(const struct saver *saver, enum status failure) {
-  char directory[DURABLE_PATH], message[1024];
-  snprintf(message, sizeof message, "%s", status_message());
+static void remove_unpublished(const struct saver *saver) {
+  char directory[DURABLE_PATH];
   if (durable_path(directory, sizeof directory, "%s/step-%06" PRId64 ".tmp", saver->output, saver->step) == STATUS_OK)
     durable_remove_directory(directory);
-  return status_set(failure, "%s", message);
 }
 
 void saver_settle(struct saver *saver) {
   char message[1024];
-  if (!saver || !saver->pending) return;
+  if (!saver || saver->phase == SAVER_IDLE) return;
   snprintf(message, sizeof message, "%s", status_message());
-  if (ranks_agree(saver->failed ? STATUS_SYSTEM : saver_wait(saver)) == STATUS_OK)
-    saver_publish(saver);
-  else if (saver->job->mesh->rank == 0)
-    remove_unpublished(saver, STATUS_SYSTEM);
-  saver->pending = false;
+  enum status status = ranks_agree(saver->failed ? STATUS_SYSTEM : STATUS_OK);
+  while (status == STATUS_OK && saver_pending(saver)) {
+    status = ranks_agree(saver_wait(saver));
+    if (status == STATUS_OK) status = ranks_agree(saver_advance(saver));
+  }
+  if (status != STATUS_OK && saver->job->mesh->rank == 0) remove_unpublished(saver);
+  saver->phase = SAVER_IDLE;
   status_set(STATUS_OK, "%s", message);
 }
 
@@ -141,36 +140,43 @@ enum status saver_begin(struct saver *saver, const struct run_state *state) {
   if (mesh->rank == 0) status = checkpoint_begin(saver->output, state->step, directory, sizeof directory);
   TRY(ranks_agree(status));
   TRY(comm_broadcast(mesh->control, directory, sizeof directory, 0));
-  saver->pending = true;
+  saver->phase = SAVER_WRITING;
   if (!saver->writes) return STATUS_OK;
   snprintf(file, sizeof file, "shard-tp%04d-pp%04d.h5", mesh->tp_rank, mesh->pp_rank);
-  return checkpoint_writer_submit(saver->writer, directory, file, &saver->header, saver->modules,
-                                  saver->job->adapters.n, saver->arrays, saver->n_arrays);
+  status = checkpoint_writer_submit(saver->writer, directory, file, &saver->header, saver->modules,
+                                    saver->job->adapters.n, saver->arrays, saver->n_arrays);
+  saver->failed = status != STATUS_OK;
+  return status;
 }
 
 enum status saver_poll(struct saver *saver, bool *busy) {
   bool done = true;
   enum status status = STATUS_OK;
-  if (saver->pending && saver->writes) status = checkpoint_writer_poll(saver->writer, &done);
-  saver->failed = status != STATUS_OK;
+  if (saver_pending(saver) && saver->writes) status = checkpoint_writer_poll(saver->writer, &done);
+  if (status != STATUS_OK) saver->failed = true;
   *busy = !done;
   return status;
 }
 
-bool saver_pending(const struct saver *saver) { return saver->pending; }
+bool saver_pending(const struct saver *saver) { return saver->phase != SAVER_IDLE; }
 
 enum status saver_wait(struct saver *saver) {
-  enum status status = saver->pending && saver->writes ? checkpoint_writer_wait(saver->writer) : STATUS_OK;
-  saver->failed = status != STATUS_OK;
+  enum status status = saver_pending(saver) && saver->writes ? checkpoint_writer_wait(saver->writer) : STATUS_OK;
+  if (status != STATUS_OK) saver->failed = true;
   return status;
 }
 
-enum status saver_publish(struct saver *saver) {
-  saver->pending = false;
+enum status saver_advance(struct saver *saver) {
+  if (saver->phase == SAVER_PUBLISHING) {
+    saver->phase = SAVER_IDLE;
+    return STATUS_OK;
+  }
+  saver->phase = SAVER_PUBLISHING;
   if (saver->job->mesh->rank != 0) return STATUS_OK;
-  enum status status = checkpoint_publish(saver->output, saver->step, &saver->header, saver->modules,
-                                          saver->job->adapters.n, saver->config_text, saver->keep_last);
-  return status == STATUS_OK ? STATUS_OK : remove_unpublished(saver, status);
+  enum status status =
+      checkpoint_writer_publish(saver->writer, saver->output, saver->step, saver->config_text, saver->keep_last);
+  if (status != STATUS_OK) saver->failed = true;
+  return status;
 }
 
 /* --- the way back --- */

@@ -27,21 +27,22 @@ void saver_destroy(struct saver **saver_p);
 void saver_settle(struct saver *saver);
 
 /* Begin a checkpoint of the present state: every rank calls it; returns when the
- * snapshot is taken. At most one is under way: call saver_finish before. */
+ * snapshot is taken. At most one is under way (saver_pending). */
 enum status saver_begin(struct saver *saver, const struct run_state *state);
 
-/* This rank's part of a checkpoint is still being written. A failed write is this
- * rank's status. */
+/* *busy: this rank's background work on the checkpoint is not done. A failed write
+ * is this rank's status. */
 enum status saver_poll(struct saver *saver, bool *busy);
 
 /* True between saver_begin and the publishing. */
 bool saver_pending(const struct saver *saver);
 
-/* Wait for this rank's write. */
+/* Wait for this rank's background work. */
 enum status saver_wait(struct saver *saver);
 
-/* All ranks' writes are known to be done: rank 0 publishes. */
-enum status saver_publish(struct saver *saver);
+/* No rank is busy any more: after the shards rank 0 starts publishing (in the
+ * background too); after that the checkpoint is no longer pending. */
+enum status saver_advance(struct saver *saver);
 
 /* Read parameters and moments of a step directory into this rank's parts, and
  * where the run stood. STATUS_USAGE when the run's adapters, base or data are

@@ -129,11 +129,11 @@ static enum status prepare(struct run *run, const struct train_options *options)
   TRY(open_data(run));
   run->state.rows = dataset_rows(run->data);
   snprintf(run->state.data_digest, sizeof run->state.data_digest, "%s", dataset_digest(run->data));
-  run->plan = train_plan(config, run->state.rows);
   int64_t tokens = run->batcher.max_tokens;
   if (run->eval_batcher.max_tokens > tokens) tokens = run->eval_batcher.max_tokens;
   TRY(ranks_agree(model_prepare(job->model, tokens, true)));
   if (options->resume) TRY(resume(run));
+  run->plan = train_plan(config, &run->state);
   /* A run is replaced only by one that can begin. */
   if (options->overwrite && speaks(run)) status = output_dir_clear(config->output);
   TRY(ranks_agree(status));
@@ -150,13 +150,12 @@ static enum status prepare(struct run *run, const struct train_options *options)
 
 /* --- the loop --- */
 
-/* Publish a checkpoint whose parts are all written. */
-static void publish(struct run *run) { ranks_must(saver_publish(run->saver)); }
-
+/* See a checkpoint that is under way through. */
 static enum status finish_checkpoint(struct run *run) {
-  if (!saver_pending(run->saver)) return STATUS_OK;
-  TRY(ranks_agree(saver_wait(run->saver)));
-  publish(run);
+  while (saver_pending(run->saver)) {
+    TRY(ranks_agree(saver_wait(run->saver)));
+    TRY(ranks_agree(saver_advance(run->saver)));
+  }
   return STATUS_OK;
 }
 
@@ -178,8 +177,7 @@ static void reset_counts(const struct mesh *mesh) {
   comm_reset_counts(mesh->control);
 }
 
-static enum status record(struct run *run, const struct train_result *result, double seconds,
-                          struct metrics_step *line) {
+static void record(struct run *run, const struct train_result *result, double seconds, struct metrics_step *line) {
   const struct mesh *mesh = run->job->mesh;
   struct rusage usage;
   getrusage(RUSAGE_SELF, &usage);
@@ -199,12 +197,16 @@ static enum status record(struct run *run, const struct train_result *result, do
                .control = counts_of(mesh->control)},
       .peak_rss_bytes = (uint64_t)usage.ru_maxrss * 1024,
   };
-  return STATUS_OK;
 }
 
-static enum status evaluate(struct run *run, struct metrics_step *line) {
+/* *stop is set when a signal came meanwhile: then there is no result. */
+static enum status evaluate(struct run *run, struct metrics_step *line, bool *stop) {
   struct evaluation result;
-  TRY(evaluate_run(run->job, &run->eval_batcher, &result));
+  TRY(evaluate_run(run->job, &run->eval_batcher, stop_signal_came, &result));
+  if (result.interrupted) {
+    *stop = true;
+    return STATUS_OK;
+  }
   line->has_eval_loss = true;
   line->eval_loss = result.loss;
   if (speaks(run)) progress_clear(&run->progress);
@@ -226,16 +228,17 @@ static enum status advance(struct run *run, bool *stop) {
   signals.failed = writing != STATUS_OK;
   ranks_must(train_step(run->job, &run->batcher, &run->plan, &run->state, &signals, &result));
   if (signals.failed) return ranks_agree(writing);
-  if (result.not_finite) return ranks_agree(train_explain(run->job, &run->batcher, &run->plan, &run->state, &result));
+  if (result.not_finite) return ranks_agree(train_explain(run->job, &run->batcher, &run->state, &result));
   record(run, &result, now() - start, &line);
-  if (saver_pending(run->saver) && !signals.writing) publish(run);
-  bool last = run->state.step >= run->plan.steps;
-  *stop = last || signals.stop;
+  if (saver_pending(run->saver) && !signals.writing) ranks_must(saver_advance(run->saver));
+  bool last = run->state.step >= run->plan.steps, asked = signals.stop;
   if (speaks(run)) progress_step(&run->progress, now(), run->state.step, result.loss, line.tokens_per_second);
-  if (run->eval_data && due(run->config->eval.every, run->state.step, last)) ranks_must(evaluate(run, &line));
+  if (run->eval_data && !asked && due(run->config->eval.every, run->state.step, last))
+    ranks_must(evaluate(run, &line, &asked));
+  *stop = last || asked;
   if (speaks(run)) ranks_must(metrics_append(run->metrics, &line));
   if (due(run->config->checkpoint.every, run->state.step, *stop)) TRY(checkpoint(run));
-  if (signals.stop && !last)
+  if (asked && !last)
     log_info("stopping at step %" PRId64 " as asked by a signal; go on with: lorashard train CONFIG --resume",
              run->state.step);
   return STATUS_OK;

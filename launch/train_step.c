@@ -8,12 +8,13 @@
 #include "lora/gradient.h"
 #include "lora/schedule.h"
 
-struct train_plan train_plan(const struct config *config, int64_t rows) {
+struct train_plan train_plan(const struct config *config, const struct run_state *state) {
   int64_t batch = config->train.global_batch;
   if (config->train.steps > 0) return (struct train_plan){config->train.steps, INT64_MAX};
-  int64_t samples = (int64_t)llround(config->train.epochs * (double)rows);
+  int64_t samples = (int64_t)llround(config->train.epochs * (double)state->rows);
   if (samples < 1) samples = 1;
-  return (struct train_plan){(samples + batch - 1) / batch, samples};
+  int64_t left = samples > state->samples ? samples - state->samples : 0;
+  return (struct train_plan){state->step + (left + batch - 1) / batch, samples};
 }
 
 static enum schedule schedule_of(const struct config *config) {
@@ -116,9 +117,8 @@ static enum status explain_micro(struct job *job, struct batch *batch, void *con
   return STATUS_OK;
 }
 
-enum status train_explain(struct job *job, struct batcher *batcher, const struct train_plan *plan,
-                          const struct run_state *state, const struct train_result *result) {
-  (void)plan;
+enum status train_explain(struct job *job, struct batcher *batcher, const struct run_state *state,
+                          const struct train_result *result) {
   const int L = (int)job->source->facts.n_layers;
   double first = L + 1;
   TRY(for_micro_batches(job, batcher, state, result->samples, explain_micro, &first));

@@ -10,10 +10,11 @@
 
 /* How long the run is. */
 struct train_plan {
-  int64_t steps;   /* optimizer steps */
+  int64_t steps;   /* optimizer steps, those already done included */
   int64_t samples; /* of the run; the last global batch may be smaller */
 };
-struct train_plan train_plan(const struct config *config, int64_t rows);
+/* state: where the run stands now. A resumed run may have another global batch. */
+struct train_plan train_plan(const struct config *config, const struct run_state *state);
 
 /* Flags that all ranks learn of at the end of each step: in, this rank's; out,
  * whether any rank raised it. */
@@ -37,7 +38,7 @@ enum status train_step(struct job *job, struct batcher *batcher, const struct tr
 
 /* After not_finite: find where the first such value appears. Collective; always
  * STATUS_DATA, with the layer in its message. */
-enum status train_explain(struct job *job, struct batcher *batcher, const struct train_plan *plan,
-                          const struct run_state *state, const struct train_result *result);
+enum status train_explain(struct job *job, struct batcher *batcher, const struct run_state *state,
+                          const struct train_result *result);
 
 #endif

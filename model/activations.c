@@ -72,17 +72,21 @@ static enum status add_backward(struct model *model, struct memory_table *table,
   TRY(add_view(table, "gradients", M, D, DTYPE_F32, &a->dx));
   if (model->act != DTYPE_F32) TRY(add_view(table, "gradients", M, D, model->act, &a->dx_act));
   bool two_norms = model->facts.parallel_residual && !model->facts.shared_norm;
-  TRY(add_view(table, "gradients", two_norms ? 2 * M : M, D, DTYPE_F32, &a->dn[0]));
+  TRY(add_view(table, "gradients", two_norms ? 2 * M : M, D, DTYPE_F32, &a->dn));
   TRY(add_view(table, "gradients", M, widest, DTYPE_F32, &a->wide));
   return add_view(table, "gradients", M, qkv, model->act, &a->dqkv);
+}
+
+int64_t activations_chunk(int64_t n_vocab, int n_tp) {
+  int64_t widest = (n_vocab + n_tp - 1) / n_tp; /* of any rank: all ranks cut alike */
+  int64_t chunk = LOGITS_BYTES / (int64_t)sizeof(float) / widest / CHUNK_MIN * CHUNK_MIN;
+  return chunk < CHUNK_MIN ? CHUNK_MIN : chunk > CHUNK_MAX ? CHUNK_MAX : chunk;
 }
 
 static enum status add_head(struct model *model, struct memory_table *table, int64_t M) {
   struct activations *a = &model->acts;
   int64_t D = model->facts.d_model, De = model->facts.d_embed, V = max64(model->shard.vocab.n, 1);
-  a->chunk = LOGITS_BYTES / (int64_t)sizeof(float) / V / CHUNK_MIN * CHUNK_MIN;
-  if (a->chunk < CHUNK_MIN) a->chunk = CHUNK_MIN;
-  if (a->chunk > CHUNK_MAX) a->chunk = CHUNK_MAX;
+  a->chunk = activations_chunk(model->facts.n_vocab, model->shard.n_tp);
   TRY(memory_add(table, "head", (size_t)M * sizeof(int32_t), (void **)&a->target_rows));
   TRY(memory_add(table, "head", (size_t)M * sizeof(int32_t), (void **)&a->targets));
   TRY(add_view(table, "head", M, D, DTYPE_F32, &a->head_x));
@@ -138,11 +142,7 @@ enum status activations_create(struct model *model, int64_t max_tokens, bool tra
   TRY(add_head(model, table, M));
   TRY(memory_commit(table, model->device));
   share_flow(model, flow);
-  if (training) {
-    a->dn[1] = a->dn[0];
-    if (model->facts.parallel_residual && !model->facts.shared_norm) a->dn[1].data = (float *)a->dn[0].data + M * D;
-    if (model->act == DTYPE_F32) a->dlogits = a->logits;
-  }
+  if (model->act == DTYPE_F32) a->dlogits = a->logits;
   return STATUS_OK;
 }
 

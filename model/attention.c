@@ -51,8 +51,8 @@ static enum status rotate(struct model *m, const struct batch *b, struct tensor_
 
 /* Rows behind the last document attend to nothing: 0, not what an earlier batch left there. */
 static enum status clear_padding(struct model *m, const struct batch *b, struct layer_saved *s) {
-  const struct segment *last = b->segments + b->n_segments - 1;
-  int64_t used = b->n_segments ? last->q + last->n_q : 0;
+  int64_t used = 0;
+  if (b->n_segments) used = b->segments[b->n_segments - 1].q + b->segments[b->n_segments - 1].n_q;
   return m->ops->zero(m->device, b->M - used, m->shard.heads.n * m->facts.head_dim, rows(s->attn, used));
 }
 

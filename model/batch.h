@@ -13,8 +13,8 @@ struct batch {
   const int32_t *ids;             /* [M] */
   const int32_t *positions;       /* [M] within the document */
   const int32_t *labels;          /* [M] id to predict, or -1; NULL: none */
-  const int64_t *row_ids;         /* [M] place in the global batch, for dropout; NULL when not training */
-  const struct segment *segments; /* documents; without a cache k = q */
+  const int64_t *row_ids;         /* [M] place in the global batch, for dropout; may be NULL without it */
+  const struct segment *segments; /* documents, in order; rows behind the last are padding */
   int n_segments;
   int64_t step;  /* of the dropout masks */
   bool training; /* dropout acts */

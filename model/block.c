@@ -125,15 +125,15 @@ static enum status backward_sequential(struct model *m, const struct batch *b, i
   const int64_t D = m->facts.d_model;
   struct tensor_view dy;
   TRY(as_act(m, b->M, D, a->dx, a->dx_act, &dy));
-  TRY(ffn_backward(m, b, layer, s, s->x2, dy, a->dn[0], false));
+  TRY(ffn_backward(m, b, layer, s, s->x2, dy, a->dn, false));
   if (!needs->x2) return STATUS_OK;
-  TRY(comm_all_reduce_f32(m->tp, a->dn[0].data, b->M * D, REDUCE_SUM)); /* dn: partial -> whole */
-  TRY(norm_output_backward(m, &w->norm2, b->M, s->x2, s->stats2, a->dn[0]));
+  TRY(comm_all_reduce_f32(m->tp, a->dn.data, b->M * D, REDUCE_SUM)); /* dn: partial -> whole */
+  TRY(norm_output_backward(m, &w->norm2, b->M, s->x2, s->stats2, a->dn));
   TRY(as_act(m, b->M, D, a->dx, a->dx_act, &dy));
-  TRY(attention_backward(m, b, layer, s, dy, a->dn[0], false));
+  TRY(attention_backward(m, b, layer, s, dy, a->dn, false));
   if (!needs->x1) return STATUS_OK;
-  TRY(comm_all_reduce_f32(m->tp, a->dn[0].data, b->M * D, REDUCE_SUM)); /* dn: partial -> whole */
-  return norm_output_backward(m, &w->norm1, b->M, s->x1, s->stats1, a->dn[0]);
+  TRY(comm_all_reduce_f32(m->tp, a->dn.data, b->M * D, REDUCE_SUM)); /* dn: partial -> whole */
+  return norm_output_backward(m, &w->norm1, b->M, s->x1, s->stats1, a->dn);
 }
 
 /* Both branches read x1: their partial gradients share one all-reduce, as one
@@ -143,7 +143,7 @@ static enum status backward_parallel(struct model *m, const struct batch *b, int
   struct activations *a = &m->acts;
   const int64_t D = m->facts.d_model;
   const bool shared = m->facts.shared_norm;
-  struct tensor_view dy, dn1 = a->dn[0], dn2 = a->dn[0];
+  struct tensor_view dy, dn1 = a->dn, dn2 = a->dn;
   if (!shared) dn2.data = (float *)dn1.data + b->M * D;
   TRY(as_act(m, b->M, D, a->dx, a->dx_act, &dy));
   TRY(attention_backward(m, b, layer, s, dy, dn1, false));

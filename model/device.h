@@ -14,8 +14,7 @@ struct device {
   uint64_t allocated;   /* bytes held now */
 };
 
-/* `name`: "auto" or "cpu". n_threads 0: as many as the cores this rank may use.
- * scratch is one block for expanded weight tiles and partial products. */
+/* `name`: "auto" or "cpu". n_threads 0: as many as the cores this rank may use. */
 enum status device_open(const char *name, int n_threads, struct device **device_p);
 void device_close(struct device **device_p);
 

@@ -57,7 +57,7 @@ static enum status input_backward(struct model *m, const struct batch *b, int64_
   TRY(comm_all_reduce_f32(m->tp, a->head_dn.data, n * D, REDUCE_SUM)); /* partial -> whole */
   TRY(m->ops->zero(m->device, b->M, D, a->dx));
   if (!norm->w) return m->ops->scatter_rows(m->device, n, D, a->target_rows, a->head_dn, a->dx);
-  struct tensor_view through = a->dn[0]; /* free at this point of the step */
+  struct tensor_view through = a->dn; /* free at this point of the step */
   TRY(m->ops->zero(m->device, n, D, through));
   TRY(m->ops->norm_backward(m->device, m->facts.norm, n, D, a->head_x, norm->w, a->head_stats, a->head_dn, through));
   return m->ops->scatter_rows(m->device, n, D, a->target_rows, through, a->dx);

@@ -34,10 +34,8 @@ enum status model_create(struct device *device, struct tensor_source *source, st
   model->n_positions = options->n_positions;
   const struct model_facts *facts = &model->facts;
   if (facts->position == POSITION_LEARNED && options->n_positions > facts->max_positions) {
-    status =
-        status_set(STATUS_USAGE,
-                   "a sequence of %lld positions is longer than the %lld learned positions of %s: lower data.seq_len",
-                   (long long)options->n_positions, (long long)facts->max_positions, source->path);
+    status = status_set(STATUS_USAGE, "a sequence of %lld positions is longer than the %lld learned positions of %s",
+                        (long long)options->n_positions, (long long)facts->max_positions, source->path);
     goto out;
   }
   TRY_OUT(shard_plan(facts, comm_size(tp), comm_rank(tp), &model->shard));
@@ -87,9 +85,9 @@ static void plan_needs(struct model *model) {
     needs->attn_out = qkv || below;
     needs->x2 = model->facts.parallel_residual ? below : o || needs->attn_out;
     needs->hidden = up || needs->x2;
-    needs->any = below || qkv || o || up || down;
-    if (needs->any && !below) model->first_adapted = layer;
-    below = needs->any;
+    bool any = below || qkv || o || up || down;
+    if (any && !below) model->first_adapted = layer;
+    below = any;
   }
 }
 

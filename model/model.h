@@ -17,7 +17,6 @@
 /* Which gradients a layer's backward pass must produce: nothing is computed
  * below the lowest adapter. */
 struct layer_needs {
-  bool any;      /* this layer or one below carries an adapter */
   bool x1;       /* gradient of the block's input */
   bool x2;       /* gradient of the ffn's residual input (sequential blocks) */
   bool hidden;   /* gradient of the ffn's hidden activations */
@@ -72,7 +71,7 @@ void model_attach(struct model *model, int layer, enum module module, const stru
  * false: forward only. */
 enum status model_prepare(struct model *model, int64_t max_tokens, bool training);
 
-/* Parameters of the whole base model that this rank's part stands for. */
+/* Parameters of a whole base model with these facts. */
 int64_t model_base_parameters(const struct model_facts *facts);
 
 #endif

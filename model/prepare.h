@@ -4,6 +4,10 @@
 
 #include "model/model.h"
 
+/* Tokens of one chunk of the head's logits: the same on every tp rank, for they
+ * reduce each chunk together. */
+int64_t activations_chunk(int64_t n_vocab, int n_tp);
+
 enum status activations_create(struct model *model, int64_t max_tokens, bool training);
 void activations_destroy(struct model *model);
 

@@ -121,7 +121,7 @@ enum status transformer_decode(struct model *m, struct kv_cache *cache, const in
   m->cache = cache;
   enum status status = transformer_logits(m, &batch, &last, 1, logits);
   m->cache = NULL;
-  cache->length += n;
+  if (status == STATUS_OK) cache->length += n;
   free(positions);
   return status;
 }

@@ -432,7 +432,7 @@ static void test_errors(void **state) {
   struct dataset *dataset = NULL;
   options.tokenizer = NULL;
   assert_int_equal(dataset_open(&options, &dataset), STATUS_USAGE);
-  assert_non_null(strstr(status_message(), "t.jsonl: the base has no tokenizer; use .bin"));
+  assert_non_null(strstr(status_message(), "t.jsonl: the base has no tokenizer; use .bin data"));
   options = options_for(&path);
   options.n_vocab = 2;
   assert_int_equal(dataset_open(&options, &dataset), STATUS_DATA);

@@ -10,12 +10,12 @@ train: {steps: 2, global_batch: 2}
 output: run
 EOF
 
-# train_refused CODE PATTERN ARGUMENTS...: no file is left in the output directory.
+# train_refused CODE PATTERN ARGUMENTS...: no file is left in the output directory, but for whole token caches.
 train_refused() {
   local code=$1 pattern=$2 left
   shift 2
   refused "$code" "$pattern" train job.yaml "$@"
-  left=$(find run -type f 2>/dev/null)
+  left=$(find run -type f ! -path '*/cache/*.tok' 2>/dev/null)
   [ -z "$left" ] || fault "'$*' leaves $left"
   rm -rf run
 }
@@ -43,7 +43,7 @@ refused 2 'operand is missing; usage: lorashard train' train
 refused 2 '--set needs a value' train job.yaml --set
 refused 2 '--resume and --overwrite exclude' train job.yaml --resume --overwrite
 refused 2 'absent.yaml: cannot open' train absent.yaml
-refused 2 'base.*: cannot read the configuration: Is a directory' train "$FIXTURES/stories260K"
+refused 2 'stories260K: cannot read the configuration: Is a directory' train "$FIXTURES/stories260K"
 printf 'train: {lr: 1\n' >bad.yaml
 refused 2 'bad.yaml:2: not valid YAML' train bad.yaml
 printf 'base: x\ntrian: {lr: 1}\n' >bad.yaml
@@ -275,7 +275,7 @@ cp a.h5 flipped.h5 && poke flipped.h5 $(($(stat -c %s a.h5) / 2)) 'XXXXXXXX'
 refused 1 'flipped.h5: .*checksum.*copy it again' "${evaluate[@]}" --adapter flipped.h5
 works 'saved ' train job.yaml --set output=gate --set lora.targets=gate
 refused 2 'layers/0/gate \[64 -> 172\] does not fit the base' eval --base "$golden/gpt2" --adapter gate --any-base --data tokens.bin --set data.seq_len=16
-refused 2 'layers/2/q .*does not fit the base \(2 layers' eval --base "$golden/gpt2" --adapter a.h5 --any-base --data tokens.bin --set data.seq_len=16
+refused 2 'layers/0/v \[64 -> 32\] does not fit the base \(2 layers, \[64 -> 64\]' eval --base "$golden/gpt2" --adapter a.h5 --any-base --data tokens.bin --set data.seq_len=16
 
 works 'peft: 10 modules' export a.h5 --to peft -o peft
 refused 2 'peft: holds a PEFT adapter; name another folder or give --overwrite' export a.h5 --to peft -o peft
@@ -343,12 +343,12 @@ poke positions/model.safetensors $(($(tensor_at positions/model.safetensors tran
 short="$(seq -s ' ' 1 20)"
 megatron rows "$short" "$short" "$(seq -s ' ' 1 50)" "$short" "$short" "$short"
 rows=(train job.yaml --set base=positions --set data.train=rows.bin --set data.seq_len=64 --set data.packing=false --set train.steps=6 --set train.global_batch=1)
-refused 1 'step [1-6]: loss nan.*the embeddings already are not|embeddings' "${rows[@]}"
+refused 1 "step [1-6]: loss is not finite .*embeddings already are not: the base's weights are damaged" "${rows[@]}"
 rm -rf run
 works 'warning: step [1-6]: .*skipped \(1 so far\)' "${rows[@]}" --set train.skip_nan=true
 [ "$(grep -c '"loss":null' run/metrics.jsonl)" -eq 1 ] || fault "not one skipped step: $(cut -c1-60 run/metrics.jsonl)"
 [ "$(grep -c '"loss":[0-9]' run/metrics.jsonl)" -eq 5 ] || fault "not five finite steps: $(cut -c1-60 run/metrics.jsonl)"
-works '^loss ' eval --base "$golden/gpt2" --any-base --adapter run --data tokens.bin --set data.seq_len=16 || true
+works '^loss ' eval --base "$golden/gpt2" --any-base --adapter run --data rows.bin --set data.seq_len=16
 
 # --- a full disk ---
 
@@ -366,25 +366,28 @@ if mount -t tmpfs -o size=300k tmpfs small 2>/dev/null; then
   [ -e small/run/step-000001/manifest.json ] || fault "no first checkpoint fitted: $(find small)"
   full small train job.yaml --set output=small/run --resume --set train.steps=3
   grep -q 'resume    from small/run/step-000001' err || fault "did not resume from the last whole step: $(cat err)"
-  full small gather small/run -o small/b.h5
+  head -c 300k /dev/zero >small/fill 2>/dev/null
+  full small gather a.h5 -o small/b.h5
   full small export a.h5 --to peft -o small/peft
   [ ! -e small/peft ] || fault "export leaves an empty folder"
   full small merge --base "$stories" --adapter a.h5 -o small/merged
+  # Of two ranks' parts only one fits.
+  rm -r small/*
+  head -c 150k /dev/zero >small/fill
   launch 2
-  full small train job.yaml --set parallel.tp=2 --set output=small/run2 --set checkpoint.every=1
+  full small train job.yaml --set parallel.tp=2 --set output=small/run --set checkpoint.every=1
   launch
-  works 'a fit' true 2>/dev/null || true
-  umount small
 else
   echo "no right to mount a small disk; the limit on file sizes has to do"
 fi
 mkdir limited
 (
+  faults=0
   ulimit -f 64 # blocks of 1 KiB; a checkpoint's shard has more
   full limited train job.yaml --set output=limited/run --set checkpoint.every=1
   full limited merge --base "$stories" --adapter a.h5 -o limited/merged
   [ "$faults" -eq 0 ]
-) || fault "file size limit: see above"
+) || fault "a limit on file sizes, see above"
 
 # --- one voice of several ranks ---
 
