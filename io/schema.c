@@ -159,7 +159,9 @@ const struct schema_row schema_rows[] = {
      .low = 1,
      .high = 65536,
      .unit = "rows",
-     .doc = "Rows that go through the model at once; changes speed and memory, not the result",
+     .doc =
+         "Rows that go through the model at once (without tensor parallelism never more than about 1024 tokens: more "
+         "would only take memory); changes speed and memory, not the result",
      .offset = AT(train.micro_batch),
      .also = "per_device_train_batch_size"},
     {.name = "train.lr",

@@ -61,15 +61,14 @@ static enum status open_data(struct run *run) {
   TRY(ranks_agree((size_t)snprintf(cache, sizeof cache, "%s/cache", config->output) < sizeof cache
                       ? STATUS_OK
                       : status_set(STATUS_USAGE, "output: the path is too long")));
+  int64_t at_once = batcher_rows_at_once(config->train.micro_batch, config->data.seq_len, run->job->mesh->n_tp);
   TRY(evaluate_open_data(run->job, &config->data.train, cache, &run->data));
   report_data(run, "data", run->data);
-  TRY(ranks_agree(batcher_create(run->data, config->data.seq_len, config->train.micro_batch, true, config->train.seed,
-                                 &run->batcher)));
+  TRY(ranks_agree(batcher_create(run->data, config->data.seq_len, at_once, true, config->train.seed, &run->batcher)));
   if (config->data.eval.n == 0) return STATUS_OK;
   TRY(evaluate_open_data(run->job, &config->data.eval, cache, &run->eval_data));
   report_data(run, "eval data", run->eval_data);
-  return ranks_agree(
-      batcher_create(run->eval_data, config->data.seq_len, config->train.micro_batch, false, 0, &run->eval_batcher));
+  return ranks_agree(batcher_create(run->eval_data, config->data.seq_len, at_once, false, 0, &run->eval_batcher));
 }
 
 /* The newest whole checkpoint: rank 0 looks, all read their parts. */

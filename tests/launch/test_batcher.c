@@ -29,8 +29,14 @@ static int open_data(void **state) {
   (void)state;
   const char *const files[] = {SOURCE_DIR "/launch/data/e2e-eval.txt"};
   assert_int_equal(tokenizer_open(FIXTURES "/stories260K", &all.tokenizer), STATUS_OK);
-  struct dataset_options options = {.files = files, .n_files = 1, .format = "e2e", .chat_template = "auto", .seq_len = SEQ_LEN,
-                                    .tokenizer = all.tokenizer, .n_vocab = 512, .n_workers = 1};
+  struct dataset_options options = {.files = files,
+                                    .n_files = 1,
+                                    .format = "e2e",
+                                    .chat_template = "auto",
+                                    .seq_len = SEQ_LEN,
+                                    .tokenizer = all.tokenizer,
+                                    .n_vocab = 512,
+                                    .n_workers = 1};
   assert_int_equal(dataset_open(&options, &all.data), STATUS_OK);
   all.n = dataset_rows(all.data);
   assert_true(all.n <= 64 && all.n > 2 * GLOBAL_BATCH);
@@ -119,7 +125,8 @@ static void test_each_row_once_an_epoch(void **state) {
   assert_int_equal(stops, 2);
   for (int64_t sample = samples; sample < epochs * all.n; sample++) /* what a last, smaller batch would take */
     seen[wanted_row(sample)]++;
-  for (int64_t row = 0; row < all.n; row++) want[find_row(all.ids[row], dataset_row_tokens(all.data, row))] += (int)epochs;
+  for (int64_t row = 0; row < all.n; row++)
+    want[find_row(all.ids[row], dataset_row_tokens(all.data, row))] += (int)epochs;
   assert_memory_equal(seen, want, sizeof seen);
 }
 

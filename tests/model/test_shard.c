@@ -17,9 +17,9 @@
 #include "model/shard.h"
 
 static const char *const models[] = {
-    "bloom-176b",   "gpt-j-6b",       "gpt-neox-20b", "gpt2",           "gpt2-medium",  "gpt2-xl",         "llama-3.1-405b",
-    "llama-3.1-70b", "llama-3.1-8b",  "llama-3.2-1b", "mistral-7b-v0.1", "opt-175b",    "opt-350m",        "opt-66b",
-    "qwen2.5-72b-instruct", "qwen3-8b", "smollm2-135m-instruct"};
+    "bloom-176b",     "gpt-j-6b",      "gpt-neox-20b",         "gpt2",         "gpt2-medium",          "gpt2-xl",
+    "llama-3.1-405b", "llama-3.1-70b", "llama-3.1-8b",         "llama-3.2-1b", "mistral-7b-v0.1",      "opt-175b",
+    "opt-350m",       "opt-66b",       "qwen2.5-72b-instruct", "qwen3-8b",     "smollm2-135m-instruct"};
 
 static struct model_facts read_facts(const char *name) {
   struct model_facts facts;
@@ -41,7 +41,8 @@ static void check_parts(const char *name, const struct model_facts *f, int n_tp)
   const int64_t group = f->n_heads / f->n_kv_heads;
   for (int t = 0; t < n_tp; t++) {
     assert_int_equal(shard_plan(f, n_tp, t, &s), STATUS_OK);
-    if (s.heads.first != heads || s.ffn.first != ffn || (s.vocab.n && s.vocab.first != vocab) || s.heads.n < 1 || s.ffn.n < 1)
+    if (s.heads.first != heads || s.ffn.first != ffn || (s.vocab.n && s.vocab.first != vocab) || s.heads.n < 1 ||
+        s.ffn.n < 1)
       fail_msg("%s: rank %d of %d does not begin where the last one ended", name, t, n_tp);
     heads = end(s.heads);
     ffn = end(s.ffn);
@@ -93,16 +94,32 @@ static void test_balance(void **state) {
     const char *name;
     int n_tp;
   } layouts[] = {
-      {"smollm2-135m-instruct", 2}, {"gpt2", 5},           {"gpt2", 8},        {"gpt2-xl", 2},         {"gpt2-xl", 4},
-      {"gpt2-xl", 8},               {"gpt2-medium", 3},    {"gpt-j-6b", 3},    {"gpt-neox-20b", 6},    {"opt-175b", 7},
-      {"bloom-176b", 9},            {"llama-3.1-8b", 3},   {"llama-3.1-8b", 6}, {"llama-3.1-70b", 3},  {"llama-3.1-70b", 8},
-      {"mistral-7b-v0.1", 5},       {"qwen3-8b", 3},       {"qwen2.5-72b-instruct", 6},
+      {"smollm2-135m-instruct", 2},
+      {"gpt2", 5},
+      {"gpt2", 8},
+      {"gpt2-xl", 2},
+      {"gpt2-xl", 4},
+      {"gpt2-xl", 8},
+      {"gpt2-medium", 3},
+      {"gpt-j-6b", 3},
+      {"gpt-neox-20b", 6},
+      {"opt-175b", 7},
+      {"bloom-176b", 9},
+      {"llama-3.1-8b", 3},
+      {"llama-3.1-8b", 6},
+      {"llama-3.1-70b", 3},
+      {"llama-3.1-70b", 8},
+      {"mistral-7b-v0.1", 5},
+      {"qwen3-8b", 3},
+      {"qwen2.5-72b-instruct", 6},
   };
   double worst = 0;
   for (size_t i = 0; i < sizeof layouts / sizeof layouts[0]; i++) {
     struct model_facts facts = read_facts(layouts[i].name);
     double percent = imbalance(&facts, layouts[i].n_tp);
-    if (percent > 3) fail_msg("%s at tp %d: the busiest rank has %.1f %% more than the mean", layouts[i].name, layouts[i].n_tp, percent);
+    if (percent > 3)
+      fail_msg("%s at tp %d: the busiest rank has %.1f %% more than the mean", layouts[i].name, layouts[i].n_tp,
+               percent);
     if (percent > worst) worst = percent;
   }
   print_message("imbalance at most %.2f %%\n", worst);

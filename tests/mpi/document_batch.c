@@ -35,6 +35,12 @@ void document_batch_fill(struct document_batch *b, const struct document *docume
     b->labels[M] = -1;
     b->row_ids[M] = -1;
   }
-  b->batch = (struct batch){.M = M, .ids = b->ids, .positions = b->positions, .labels = b->labels, .row_ids = b->row_ids,
-                            .segments = b->segments, .n_segments = n, .training = true};
+  b->batch = (struct batch){.M = M,
+                            .ids = b->ids,
+                            .positions = b->positions,
+                            .labels = b->labels,
+                            .row_ids = b->row_ids,
+                            .segments = b->segments,
+                            .n_segments = n,
+                            .training = true};
 }

@@ -42,11 +42,12 @@ static double train(struct golden_model *m, int64_t first, int64_t count, int64_
   return loss;
 }
 
-static void check_layout(const char *name, struct golden_model *m, struct golden_model *reference, int64_t micro_batch, float g,
-                         double want) {
+static void check_layout(const char *name, struct golden_model *m, struct golden_model *reference, int64_t micro_batch,
+                         float g, double want) {
   char label[120];
   int64_t first, count;
-  snprintf(label, sizeof label, "%s, tp %d, dp %d, micro-batch %d", name, m->mesh->n_tp, m->mesh->n_dp, (int)micro_batch);
+  snprintf(label, sizeof label, "%s, tp %d, dp %d, micro-batch %d", name, m->mesh->n_tp, m->mesh->n_dp,
+           (int)micro_batch);
   batcher_deal(DOCUMENTS, m->mesh->n_dp, m->mesh->dp_rank, &first, &count);
   double loss = train(m, first, count, micro_batch, micro_batch == 2 ? 1 : 64, g);
   if (m->mesh->tp_rank != 0) loss = 0;

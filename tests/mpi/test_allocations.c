@@ -81,7 +81,8 @@ void *mmap(void *address, size_t length, int protection, int flags, int fd, off_
 
 static void count_blocks(bool on) { counting = on; }
 static void check_blocks(const char *what, int step) {
-  golden_check(n_large == 0, "%s, step %d: %ld blocks of %d KiB or more were taken in train_step", what, step, n_large, LARGE >> 10);
+  golden_check(n_large == 0, "%s, step %d: %ld blocks of %d KiB or more were taken in train_step", what, step, n_large,
+               LARGE >> 10);
 }
 /* The counter itself works. */
 static void check_counter(void) {
@@ -120,8 +121,15 @@ static void configure(const struct setting *setting, int n_tp, struct config *co
   snprintf(data, sizeof data, "data.train=[%s/launch/data/e2e-eval.txt]", SOURCE_DIR);
   snprintf(tp, sizeof tp, "parallel.tp=%d", n_tp);
   /* 512 x 64 f32 of a residual stream are 128 KiB: a stray buffer shows. */
-  const char *const common[] = {base, data, tp, "data.format=text", "data.seq_len=128", "train.global_batch=8",
-                                "train.micro_batch=4", "train.steps=100", "output=none"};
+  const char *const common[] = {base,
+                                data,
+                                tp,
+                                "data.format=text",
+                                "data.seq_len=128",
+                                "train.global_batch=8",
+                                "train.micro_batch=4",
+                                "train.steps=100",
+                                "output=none"};
   golden_must(config_init(config));
   for (size_t i = 0; i < sizeof common / sizeof common[0]; i++) golden_must(config_set(config, common[i]));
   for (int i = 0; i < 8 && setting->set[i]; i++) golden_must(config_set(config, setting->set[i]));
@@ -142,7 +150,7 @@ static void run(const struct setting *setting, int n_tp) {
   golden_must(batcher_create(data, config.data.seq_len, config.train.micro_batch, true, config.train.seed, &batcher));
   golden_must(model_prepare(job.model, batcher.max_tokens, true));
   struct run_state state = {.rows = dataset_rows(data)};
-  struct train_plan plan = train_plan(&config, state.rows);
+  struct train_plan plan = train_plan(&config, &state);
   const struct memory_table *base = &job.model->weights.memory;
   char *kept = malloc(base->total);
   golden_check(kept != NULL, "out of memory");
@@ -154,8 +162,9 @@ static void run(const struct setting *setting, int n_tp) {
     golden_must(train_step(&job, &batcher, &plan, &state, &signals, &result));
     count_blocks(false);
     golden_check(result.tokens > 400 && result.loss > 0, "%s: an empty step", setting->name);
-    golden_check(!steady || job.device->allocations == allocations, "%s, step %d: the device allocated %" PRIu64 " blocks",
-                 setting->name, step, job.device->allocations - allocations);
+    golden_check(!steady || job.device->allocations == allocations,
+                 "%s, step %d: the device allocated %" PRIu64 " blocks", setting->name, step,
+                 job.device->allocations - allocations);
     check_blocks(setting->name, step);
   }
   golden_check(memcmp(kept, base->arena, base->total) == 0, "%s: the frozen base changed", setting->name);
@@ -172,8 +181,8 @@ int main(void) {
   check_counter();
   for (size_t i = 0; i < sizeof settings / sizeof settings[0]; i++) run(&settings[i], world);
   if (rank == 0)
-    printf("tp %d: %d runs allocate nothing after the second step (oneDNN within its products: %ld large blocks)\n", world,
-           (int)(sizeof settings / sizeof settings[0]), n_in_products);
+    printf("tp %d: %d runs allocate nothing after the second step (oneDNN within its products: %ld large blocks)\n",
+           world, (int)(sizeof settings / sizeof settings[0]), n_in_products);
   mesh_stop();
   return 0;
 }

@@ -39,7 +39,8 @@ static double direction(const struct param *p, int number, int d, int64_t row, i
   return random + lean * g * (1 + 0.5 * random);
 }
 
-/* w += step x direction on this rank's parts; *slope: <gradient, direction>, *norm: |direction|^2, this rank's share. */
+/* w += step x direction on this rank's parts; *slope: <gradient, direction>, *norm: |direction|^2, this rank's share.
+ */
 static void move(struct golden_model *m, int d, double lean, double step, double *slope, double *norm) {
   *slope = *norm = 0;
   for (int i = 0; i < m->adapters.params.n; i++) {
@@ -64,7 +65,8 @@ static double loss_at(struct golden_case *golden, struct golden_model *m) {
 }
 
 /* Loss difference along the direction over 2 step: central, error O(step^2). */
-static double difference(struct golden_case *golden, struct golden_model *m, int d, double lean, double length, double step) {
+static double difference(struct golden_case *golden, struct golden_model *m, int d, double lean, double length,
+                         double step) {
   double loss[2], ignored[2];
   float *kept[PARAM_GROUPS];
   for (int group = 0; group < PARAM_GROUPS; group++) {
@@ -87,7 +89,8 @@ static double difference(struct golden_case *golden, struct golden_model *m, int
 
 static void check_direction(struct golden_case *golden, struct golden_model *m, int d, double norm_g) {
   const bool bf16 = m->model->act == DTYPE_BF16;
-  const double leaning = 4 * sqrt((double)param_list_total(&m->adapters.params)) / norm_g, lean = bf16 || d % 2 ? leaning : 0;
+  const double leaning = 4 * sqrt((double)param_list_total(&m->adapters.params)) / norm_g,
+               lean = bf16 || d % 2 ? leaning : 0;
   double sums[2], got;
   move(m, d, lean, 0, &sums[0], &sums[1]);
   golden_must(comm_all_reduce_f64(m->mesh->control, sums, 2, REDUCE_SUM));
@@ -98,8 +101,8 @@ static void check_direction(struct golden_case *golden, struct golden_model *m, 
     got = (4 * difference(golden, m, d, lean, length, 0.02) - difference(golden, m, d, lean, length, 0.04)) / 3;
   }
   double share = fabs(got - slope) / norm_g / (bf16 ? BF16_SLOPE_TOLERANCE : F32_SLOPE_TOLERANCE);
-  golden_check(share <= 1, "%s, %s, direction %d: the loss rises by %.9g, the gradient says %.9g (its norm is %.6g)", golden->folder,
-               bf16 ? "bf16" : "f32", d, got, slope, norm_g);
+  golden_check(share <= 1, "%s, %s, direction %d: the loss rises by %.9g, the gradient says %.9g (its norm is %.6g)",
+               golden->folder, bf16 ? "bf16" : "f32", d, got, slope, norm_g);
   worst[bf16] = fmax(worst[bf16], share);
 }
 
@@ -113,7 +116,8 @@ static void check_bf16_logits(struct golden_case *golden, struct golden_model *m
   golden_must(transformer_logits(m->model, &batch, rows, M, got));
   double scale = golden_largest(want, n), most = 0;
   for (int64_t i = 0; i < n; i++) most = fmax(most, fabs((double)got[i] - (double)want[i]));
-  golden_check(most <= BF16_LOGIT_TOLERANCE * scale, "%s: a bf16 logit is off by %.3g of the largest", golden->folder, most / scale);
+  golden_check(most <= BF16_LOGIT_TOLERANCE * scale, "%s: a bf16 logit is off by %.3g of the largest", golden->folder,
+               most / scale);
   golden_check(most > 0, "%s: bf16 logits equal the f32 ones: not computed in bf16", golden->folder);
   worst_logit = fmax(worst_logit, most / scale);
   free(want);
@@ -137,8 +141,8 @@ static void check_bf16_gradients(struct golden_case *golden, struct golden_model
         error += (a - b) * (a - b);
         size += b * b;
       }
-    golden_check(error <= BF16_GRADIENT_TOLERANCE * BF16_GRADIENT_TOLERANCE * size, "%s: %s in bf16 is off by %.3g of its norm",
-                 golden->folder, name, sqrt(error / size));
+    golden_check(error <= BF16_GRADIENT_TOLERANCE * BF16_GRADIENT_TOLERANCE * size,
+                 "%s: %s in bf16 is off by %.3g of its norm", golden->folder, name, sqrt(error / size));
     worst_gradient = fmax(worst_gradient, sqrt(error / size));
     free(want);
   }
@@ -154,8 +158,8 @@ static void run_case(const char *name, struct mesh *mesh, enum dtype act) {
   for (int d = 0; d < DIRECTIONS; d++) check_direction(&golden, &m, d, norm);
   if (act == DTYPE_BF16) {
     double loss = loss_at(&golden, &m);
-    golden_check(fabs(loss - golden.loss) <= BF16_LOSS_TOLERANCE * golden.loss, "%s: loss %.9g in bf16, golden %.9g", name, loss,
-                 golden.loss);
+    golden_check(fabs(loss - golden.loss) <= BF16_LOSS_TOLERANCE * golden.loss, "%s: loss %.9g in bf16, golden %.9g",
+                 name, loss, golden.loss);
     check_bf16_logits(&golden, &m);
     check_bf16_gradients(&golden, &m);
   }
@@ -173,8 +177,9 @@ int main(void) {
     run_case(cases[i], mesh, DTYPE_BF16);
   }
   if (rank == 0)
-    printf("tp %d: slopes at most %.2f (f32), %.2f (bf16) of the tolerance; bf16 logits off by %.2g, gradients by %.2g\n", world,
-           worst[0], worst[1], worst_logit, worst_gradient);
+    printf(
+        "tp %d: slopes at most %.2f (f32), %.2f (bf16) of the tolerance; bf16 logits off by %.2g, gradients by %.2g\n",
+        world, worst[0], worst[1], worst_logit, worst_gradient);
   mesh_destroy(&mesh);
   mesh_stop();
   return 0;

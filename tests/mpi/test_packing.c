@@ -32,19 +32,20 @@ static double loss_of(struct golden_model *m, const struct batch *batch) {
   return loss;
 }
 
-static void check_sums(const char *name, struct golden_model *m, struct golden_model *sum, const struct document *documents) {
+static void check_sums(const char *name, struct golden_model *m, struct golden_model *sum,
+                       const struct document *documents) {
   double packed = loss_of(m, pack(documents, N, 1)), padded = loss_of(m, pack(documents, N, 64)), single = 0, loss = 0;
   for (int i = 0; i < N; i++) single += loss_of(m, pack(&documents[i], 1, 1));
-  golden_check(single > 0 && fabs(packed - single) <= LOSS_TOLERANCE * single, "%s: loss of the pack %.9g, of the documents %.9g",
-               name, packed, single);
-  golden_check(fabs(padded - single) <= LOSS_TOLERANCE * single, "%s: loss of the padded pack %.9g, of the documents %.9g", name,
-               padded, single);
+  golden_check(single > 0 && fabs(packed - single) <= LOSS_TOLERANCE * single,
+               "%s: loss of the pack %.9g, of the documents %.9g", name, packed, single);
+  golden_check(fabs(padded - single) <= LOSS_TOLERANCE * single,
+               "%s: loss of the padded pack %.9g, of the documents %.9g", name, padded, single);
   param_list_zero_gradients(&m->adapters.params);
   golden_must(transformer_train(m->model, pack(documents, N, 64), 0.01f, &loss));
   param_list_zero_gradients(&sum->adapters.params);
   for (int i = 0; i < N; i++) golden_must(transformer_train(sum->model, pack(&documents[i], 1, 1), 0.01f, &loss));
-  golden_check(fabs(loss - 2 * single) <= 2 * LOSS_TOLERANCE * single, "%s: loss in training %.9g, otherwise %.9g", name, loss / 2,
-               single);
+  golden_check(fabs(loss - 2 * single) <= 2 * LOSS_TOLERANCE * single, "%s: loss in training %.9g, otherwise %.9g",
+               name, loss / 2, single);
 }
 
 /* Logits [M, V] of a pack; malloc'ed. */
@@ -60,7 +61,8 @@ static float *logits_of(struct golden_model *m, const struct document *documents
 }
 
 /* Change token `at` of document `changed`: only its own positions from there on may change. */
-static void check_isolation(const char *name, struct golden_model *m, struct document *documents, int n, int changed, int64_t at) {
+static void check_isolation(const char *name, struct golden_model *m, struct document *documents, int n, int changed,
+                            int64_t at) {
   int64_t M, V = m->model->facts.n_vocab, begin = 0;
   for (int i = 0; i < changed; i++) begin += documents[i].length;
   int64_t end = begin + documents[changed].length;
@@ -94,8 +96,9 @@ static void run_case(const char *name, struct mesh *mesh) {
     const struct param *p = &m.adapters.params.items[i], *q = &sum.adapters.params.items[i];
     double scale = golden_largest(q->g, q->part_rows * q->part_cols);
     for (int64_t k = 0; k < p->part_rows * p->part_cols; k++)
-      golden_check(fabs((double)p->g[k] - (double)q->g[k]) <= GRADIENT_TOLERANCE * scale, "%s: gradient of %s/%s: packed %.9g, one by one %.9g",
-                   name, p->group_name, p->name, (double)p->g[k], (double)q->g[k]);
+      golden_check(fabs((double)p->g[k] - (double)q->g[k]) <= GRADIENT_TOLERANCE * scale,
+                   "%s: gradient of %s/%s: packed %.9g, one by one %.9g", name, p->group_name, p->name, (double)p->g[k],
+                   (double)q->g[k]);
   }
   for (int n = 2; n <= N; n += 2)
     for (int changed = 0; changed < n; changed++) {

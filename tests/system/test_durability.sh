@@ -8,17 +8,23 @@ base: $stories
 data: {train: [$FIXTURES/data/prompt_completion.jsonl], seq_len: 128}
 lora: {r: 4, targets: [q, v, down], dropout: 0.1}
 train: {steps: 40, global_batch: 3, micro_batch: 2, lr: 1e-3, warmup_steps: 5}
-checkpoint: {every: 1}
+checkpoint: {every: 2}
 output: run
 EOF
 
-# start ARGUMENTS...: the program in the background, $job; the ranks' process ids in pid.0, pid.1, ...
+layout=() # what every run of a part is given
+
+# start ARGUMENTS...: a run in the background, $job; the ranks' process ids in pid.0, pid.1, ...
 start() {
   rm -f pid.*
   timeout 100 ${launch[@]+"${launch[@]}"} bash -c \
     'echo $$ >pid.tmp.$$; mv pid.tmp.$$ pid.${OMPI_COMM_WORLD_RANK:-${PMI_RANK:-0}}; exec "$@"' - \
-    "$LORASHARD" "$@" >out 2>err </dev/null &
+    "$LORASHARD" train job.yaml ${layout[@]+"${layout[@]}"} "$@" >out 2>err </dev/null &
   job=$!
+  eventually 20 [ -e pid.0 ] && eventually 20 [ ${#launch[@]} -eq 0 -o -e pid.1 ] || fault "the program does not start"
+}
+finishes() { # PATTERN ARGUMENTS...: a run to its end
+  works "$1" train job.yaml ${layout[@]+"${layout[@]}"} "${@:2}"
 }
 # eventually SECONDS COMMAND...: true once the command is.
 eventually() {
@@ -32,13 +38,20 @@ eventually() {
 # ended SECONDS: the job ends within them; its exit code goes to $code.
 ended() {
   checks=$((checks + 1))
-  eventually "$1" gone || fault "the job has not ended after $1 s: $(cat err)"
-  wait $job
-  code=$?
+  { # the shell reports killed jobs
+    eventually "$1" gone || fault "the job has not ended after $1 s: $(cat err)"
+    wait $job
+    code=$?
+  } 2>/dev/null
 }
 gone() { ! kill -0 $job; }
 reached() { [ "$(wc -l <run/metrics.jsonl)" -ge "$1" ]; }
-writing() { compgen -G 'run/step-*.tmp' >/dev/null; }
+# A checkpoint is being written, by the present run.
+writing() {
+  local step
+  for step in run/step-*.tmp; do [ "$step" -nt pid.0 ] && return; done
+  return 1
+}
 newest() { ls -d run/step-?????? | tail -1; }
 # same_as REFERENCE: the run's last step, gathered, equals that file.
 same_as() {
@@ -48,33 +61,35 @@ same_as() {
 
 # --- references, and pruning ---
 
-works 'saved     run/step-000040' train job.yaml
-[ "$(echo run/step-*)" = 'run/step-000039 run/step-000040' ] || fault "keep_last 2 keeps $(echo run/step-*)"
+finishes 'saved     run/step-000040'
+[ "$(echo run/step-*)" = 'run/step-000038 run/step-000040' ] || fault "keep_last 2 keeps $(echo run/step-*)"
 [ "$(cat run/latest)" = step-000040 ] || fault "latest names $(cat run/latest)"
 works 'step 40' gather run -o one.h5 --with-optimizer
 cp run/metrics.jsonl metrics.one
 rm -r run
-works 'saved' train job.yaml --set train.steps=5 --set checkpoint.every=2 --set checkpoint.keep_last=0
+finishes 'saved' --set train.steps=5 --set checkpoint.every=2 --set checkpoint.keep_last=0
 [ "$(echo run/step-*)" = 'run/step-000002 run/step-000004 run/step-000005' ] || fault "keep_last 0 keeps $(echo run/step-*)"
-works 'saved' train job.yaml --resume --set train.steps=6 --set checkpoint.keep_last=1
+finishes 'saved' --resume --set train.steps=6 --set checkpoint.keep_last=1
 [ "$(echo run/step-*)" = 'run/step-000006' ] || fault "keep_last 1 keeps $(echo run/step-*)"
 rm -r run
 
 # --- kill -9 of one process at ten moments, half of them within a checkpoint ---
 
-start train job.yaml
-for moment in 2 writing 6 writing 12 writing 18 writing 26 writing; do
+start
+half=0
+for moment in 3 writing 7 writing 13 writing 19 writing 25 writing; do
   if [ $moment = writing ]; then
     eventually 20 writing || fault "no checkpoint is being written"
   else
     eventually 20 reached $moment || fault "step $moment is not reached: $(cat err)"
   fi
   kill -9 "$(cat pid.0)"
-  wait $job
-  [ $? -eq 137 ] || fault "the run had ended before it was killed at $moment: $(cat err)"
-  checks=$((checks + 1))
-  start train job.yaml $([ -e run/latest ] && echo --resume || echo --overwrite)
+  ended 10
+  [ $code -eq 137 ] || fault "the run had ended before it was killed at $moment: $(cat err)"
+  writing && half=$((half + 1))
+  start --resume
 done
+echo "killed 10 times, $half times within a checkpoint"
 ended 60
 [ $code -eq 0 ] || fault "the last resume ended with $code: $(cat err)"
 grep -q 'resume    from run/step-' err || fault "no line says where the run resumed: $(cat err)"
@@ -86,16 +101,16 @@ losses run/metrics.jsonl >a && losses metrics.one >b && cmp -s a b || fault "met
 
 # --- damaged checkpoints: the newest whole one is used, and that is said ---
 
-damaged() { # NAME: the run stands at 40 with step 39 beside it; resume from 39
-  works 'resume    from run/step-000039' train job.yaml --resume
+damaged() { # NAME: the run stands at 40 with step 38 beside it; resume from 38
+  finishes 'resume    from run/step-000038' --resume
   grep -Eq "warning: skipping run/step-000040: .*$2" err || fault "$1: not said: $(cat err)"
   same_as one.h5 "$1"
 }
 echo step-000777 >run/latest
-works 'resume    from run/step-000040' train job.yaml --resume
+finishes 'resume    from run/step-000040' --resume
 grep -q 'warning: run/latest: names "step-000777"; the newest whole step is 40' err || fault "a wrong 'latest' is not named: $(cat err)"
 rm run/latest
-works 'resume    from run/step-000040' train job.yaml --resume
+finishes 'resume    from run/step-000040' --resume
 poke run/step-000040/shard-tp0000-pp0000.h5 30000 'XXXX'
 damaged 'a changed byte' 'shard-tp0000-pp0000.h5'
 truncate -s -1 run/step-000040/shard-tp0000-pp0000.h5
@@ -105,16 +120,16 @@ damaged 'a missing file' 'adapter.h5'
 : >run/step-000040/manifest.json
 damaged 'an empty manifest' 'manifest.json'
 mv run/step-000040 run/step-000040.tmp
-works 'resume    from run/step-000039' train job.yaml --resume
+finishes 'resume    from run/step-000038' --resume
 same_as one.h5 'a leftover step-000040.tmp'
 [ ! -e run/step-000040.tmp ] || fault "step-000040.tmp was not removed"
 rm -r run
 
 # --- signals: the step is finished, a checkpoint written, exit code 0 ---
 
-stops() { # SIGNAL RANK: that signal to that rank
+stops() { # SIGNAL RANK REFERENCE [ARGUMENTS...]: that signal to that rank of a run with these arguments
   rm -rf run
-  start train job.yaml "${@:3}"
+  start "${@:4}"
   eventually 30 reached 4 || fault "no step is reached: $(cat err)"
   kill "-$1" "$(cat "pid.$2")"
   ended 20
@@ -124,42 +139,35 @@ stops() { # SIGNAL RANK: that signal to that rank
   local at
   at=$(sed -n 's/.*stopping at step \([0-9]*\).*/\1/p' err)
   [ "$(newest)" = "$(printf 'run/step-%06d' "$at")" ] || fault "SIG$1: stopped at $at, newest is $(newest)"
-  works "resume    from $(newest)" train job.yaml --resume "${@:3}"
+  finishes "resume    from $(newest)" --resume
+  same_as "$3" "SIG$1 to rank $2"
 }
-stops INT 0
-same_as one.h5 'SIGINT'
-stops TERM 0
-same_as one.h5 'SIGTERM'
-stops USR1 0 --set checkpoint.every=0
-same_as one.h5 'SIGUSR1' 2>/dev/null
+stops INT 0 one.h5
+stops TERM 0 one.h5
+stops USR1 0 one.h5 --set checkpoint.every=0
 
 # --- two ranks ---
 
 launch 2
-two='--set parallel.tp=2'
+layout=(--set parallel.tp=2)
 rm -rf run
-works 'saved' train job.yaml $two
-launch
+finishes 'saved'
 works 'step 40' gather run -o two.h5 --with-optimizer
-launch 2
-stops TERM 1 $two
-launch
-same_as two.h5 'SIGTERM to one of two ranks'
-launch 2
+stops TERM 1 two.h5
 
 # A killed rank ends the job; so does one that does not answer, with one line that names where the others wait.
 rm -rf run
-start train job.yaml $two
+start
 eventually 30 reached 6 || fault "no step is reached: $(cat err)"
 kill -9 "$(cat pid.1)"
 ended 10
 [ $code -ne 0 ] || fault "the job of a killed rank ended with 0"
-start train job.yaml $two --resume
+start --resume
 eventually 30 reached 12 || fault "no step is reached: $(cat err)"
 eventually 30 writing
 kill -9 "$(cat pid.0)"
 ended 10
-start train job.yaml $two --resume --set dist.timeout_s=3
+start --resume --set dist.timeout_s=3
 eventually 30 reached 20 || fault "no step is reached: $(cat err)"
 kill -STOP "$(cat pid.1)"
 ended 15
@@ -167,7 +175,6 @@ ended 15
 [ "$(grep -c 'lorashard: error: ' err)" -eq 1 ] || fault "not one line for a stuck rank: $(cat err)"
 grep -Eq 'error: (all-reduce|broadcast|all-gather|barrier) over group (tp|control|stage|dp) has not finished after [34] s at step [0-9]+: .*dist.timeout_s' err ||
   fault "a stuck rank: $(cat err)"
-works 'resume    from run/step-' train job.yaml --resume $two
-launch
+finishes 'resume    from run/step-' --resume
 same_as two.h5 'two killed ranks and a stuck one'
 finish

@@ -28,7 +28,7 @@ paste <(numbers start) <(numbers bf16) <(numbers f32) | awk '
 wild=(--set train.lr=1000 --set train.steps=6 --set train.micro_batch=5 --set train.warmup_steps=0 --set lora.alpha=1e9 --set checkpoint.every=3)
 train wild 1 "${wild[@]}"
 [ $? -eq 1 ] || fault "a loss that is not finite did not end the run with 1"
-[ "$(grep -c 'error: step 2: loss .* not finite.* in layer 0' "$scratch/wild/log")" -eq 1 ] || fault "no line that names step and layer: $(tail -1 "$scratch/wild/log")"
+[ "$(grep -c 'error: step 2: loss .*not finite' "$scratch/wild/log")" -eq 1 ] || fault "not one line that names the step: $(cat "$scratch/wild/log")"
 [ "$(wc -l <"$scratch/wild/run/metrics.jsonl")" -eq 1 ] || fault "a step that failed is in the metrics"
 
 # Step 1 is good and leaves huge weights; 2 to 6 are skipped and leave the adapters as they are.
@@ -53,7 +53,7 @@ for i in 1 2 3 4 5 6 7 8; do
   printf '{"prompt": "%s", "completion": " a number."}\n' "$prompt"
 done >"$scratch/long.jsonl"
 must_train overlong 1 --set "data.train=[$scratch/long.jsonl]" --set data.format=auto --set data.packing=false
-grep -q '5 documents\|8 documents.* in 5 rows' "$scratch/overlong/log" || fault "rows: $(grep ' rows ' "$scratch/overlong/log")"
+grep -q '8 documents.* in 5 rows' "$scratch/overlong/log" || fault "rows: $(grep ' rows ' "$scratch/overlong/log")"
 grep -q 'warning: data: 3 samples have no target left to learn and were skipped' "$scratch/overlong/log" ||
   fault "samples without a target were not reported: $(grep warning "$scratch/overlong/log")"
 grep -q '"loss":\(0\.0*[,}]\|null\)' "$scratch/overlong/run/metrics.jsonl" && fault "a loss of 0 or none: $(head -1 "$scratch/overlong/run/metrics.jsonl")"
