@@ -7,10 +7,9 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
-#include "dist/rng.h"
 #include "golden_step.h"
+#include "slope.h"
 
 /* relu models are left out: a kink within the step is not the gradient's fault. */
 static const char *const cases[] = {"gpt2", "llama", "bloom", "qwen3", "neox", "gptj"};
@@ -30,81 +29,6 @@ enum { DIRECTIONS = 4 };
 
 static double worst[2]; /* slopes, as shares of their tolerances: f32, bf16 */
 static double worst_logit, worst_gradient;
-
-/* Direction d at element (row, col) of a whole parameter. Purely random directions are almost orthogonal to the
- * gradient, so that rounding of the loss would drown the slope: half of the directions lean on it. */
-static double direction(const struct param *p, int number, int d, int64_t row, int64_t col, double lean) {
-  double random = rng_gaussian(9, RNG_SYNTHETIC, (uint32_t)d, (uint32_t)number, 0, (uint64_t)(row * p->cols + col));
-  double g = (double)p->g[(row - p->row) * p->part_cols + col - p->col];
-  return random + lean * g * (1 + 0.5 * random);
-}
-
-/* w += step x direction on this rank's parts; *slope: <gradient, direction>, *norm: |direction|^2, this rank's share.
- */
-static void move(struct golden_model *m, int d, double lean, double step, double *slope, double *norm) {
-  *slope = *norm = 0;
-  for (int i = 0; i < m->adapters.params.n; i++) {
-    const struct param *p = &m->adapters.params.items[i];
-    bool counts = p->group == PARAM_DP || m->mesh->tp_rank == 0;
-    for (int64_t row = 0; row < p->part_rows; row++)
-      for (int64_t col = 0; col < p->part_cols; col++) {
-        int64_t at = row * p->part_cols + col;
-        double u = direction(p, i, d, p->row + row, p->col + col, lean);
-        p->w[at] += (float)(step * u);
-        if (counts) *slope += (double)p->g[at] * u;
-        if (counts) *norm += u * u;
-      }
-  }
-}
-
-static double loss_at(struct golden_case *golden, struct golden_model *m) {
-  double loss = 0;
-  struct batch batch = golden_batch(golden, 0, golden->rows);
-  golden_must(transformer_loss(m->model, &batch, &loss, NULL));
-  return loss / (double)golden->n_targets;
-}
-
-/* Loss difference along the direction over 2 step: central, error O(step^2). */
-static double difference(struct golden_case *golden, struct golden_model *m, int d, double lean, double length,
-                         double step) {
-  double loss[2], ignored[2];
-  float *kept[PARAM_GROUPS];
-  for (int group = 0; group < PARAM_GROUPS; group++) {
-    const struct param_bucket *bucket = &m->adapters.params.buckets[group];
-    kept[group] = malloc((size_t)bucket->n * sizeof(float) + 1);
-    golden_check(kept[group] != NULL, "out of memory");
-    if (bucket->n) memcpy(kept[group], bucket->w, (size_t)bucket->n * sizeof(float));
-  }
-  for (int side = 0; side < 2; side++) {
-    move(m, d, lean, (side ? -step : step) / length, &ignored[0], &ignored[1]);
-    loss[side] = loss_at(golden, m);
-    for (int group = 0; group < PARAM_GROUPS; group++) {
-      const struct param_bucket *bucket = &m->adapters.params.buckets[group];
-      if (bucket->n) memcpy(bucket->w, kept[group], (size_t)bucket->n * sizeof(float));
-    }
-  }
-  for (int group = 0; group < PARAM_GROUPS; group++) free(kept[group]);
-  return (loss[0] - loss[1]) / (2 * step);
-}
-
-static void check_direction(struct golden_case *golden, struct golden_model *m, int d, double norm_g) {
-  const bool bf16 = m->model->act == DTYPE_BF16;
-  const double leaning = 4 * sqrt((double)param_list_total(&m->adapters.params)) / norm_g,
-               lean = bf16 || d % 2 ? leaning : 0;
-  double sums[2], got;
-  move(m, d, lean, 0, &sums[0], &sums[1]);
-  golden_must(comm_all_reduce_f64(m->mesh->control, sums, 2, REDUCE_SUM));
-  double length = sqrt(sums[1]), slope = sums[0] / length;
-  if (bf16) {
-    got = difference(golden, m, d, lean, length, 0.3 / norm_g);
-  } else { /* Richardson: the O(step^2) terms of two steps cancel */
-    got = (4 * difference(golden, m, d, lean, length, 0.02) - difference(golden, m, d, lean, length, 0.04)) / 3;
-  }
-  double share = fabs(got - slope) / norm_g / (bf16 ? BF16_SLOPE_TOLERANCE : F32_SLOPE_TOLERANCE);
-  golden_check(share <= 1, "%s, %s, direction %d: the loss rises by %.9g, the gradient says %.9g (its norm is %.6g)",
-               golden->folder, bf16 ? "bf16" : "f32", d, got, slope, norm_g);
-  worst[bf16] = fmax(worst[bf16], share);
-}
 
 static void check_bf16_logits(struct golden_case *golden, struct golden_model *m) {
   int64_t n, M = golden->rows * golden->seq_len;
@@ -154,10 +78,15 @@ static void run_case(const char *name, struct mesh *mesh, enum dtype act) {
   golden_open(name, &golden);
   golden_model_open(&golden, mesh, act, &m);
   golden_gradient(&golden, &m, golden.rows);
-  double norm = golden_norm(&m);
-  for (int d = 0; d < DIRECTIONS; d++) check_direction(&golden, &m, d, norm);
-  if (act == DTYPE_BF16) {
-    double loss = loss_at(&golden, &m);
+  const bool bf16 = act == DTYPE_BF16;
+  for (int d = 0; d < DIRECTIONS; d++) {
+    double share = slope_error(&golden, &m, d, bf16 || d % 2) / (bf16 ? BF16_SLOPE_TOLERANCE : F32_SLOPE_TOLERANCE);
+    golden_check(share <= 1, "%s, %s, direction %d: the gradient is %.3g times the tolerance from the loss's slope",
+                 name, bf16 ? "bf16" : "f32", d, share);
+    worst[bf16] = fmax(worst[bf16], share);
+  }
+  if (bf16) {
+    double loss = slope_loss(&golden, &m);
     golden_check(fabs(loss - golden.loss) <= BF16_LOSS_TOLERANCE * golden.loss, "%s: loss %.9g in bf16, golden %.9g",
                  name, loss, golden.loss);
     check_bf16_logits(&golden, &m);

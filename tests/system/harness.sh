@@ -36,13 +36,16 @@ run() {
   checks=$((checks + 1))
 }
 
+# What matters of the last run's standard error.
+said() { grep -Ev '^lorashard: (base|layout|device|adapters|data|memory) ' err | tail -n 12; }
+
 # works PATTERN ARGUMENTS...: success, and a line of either output matches the extended expression.
 works() {
   local pattern=$1
   shift
   run "$@"
-  [ $code -eq 0 ] || fault "'$*' ended with $code: $(cat err)"
-  cat out err | grep -Eq -- "$pattern" || fault "'$*' does not say '$pattern': $(cat out err)"
+  [ $code -eq 0 ] || fault "'$*' ended with $code: $(said)"
+  cat out err | grep -Eq -- "$pattern" || fault "'$*' does not say '$pattern': $(head -c 500 out) $(said)"
 }
 
 # refused CODE PATTERN ARGUMENTS...: that exit code and one line, which matches. Beside it, without mpirun, only
@@ -51,12 +54,12 @@ refused() {
   local wanted=$1 pattern=$2 line
   shift 2
   run "$@"
-  [ $code -eq "$wanted" ] || fault "'$*' ended with $code, not $wanted: $(cat err)"
+  [ $code -eq "$wanted" ] || fault "'$*' ended with $code, not $wanted: $(said)"
   line=$(grep '^lorashard: error: ' err)
-  [ "$(grep -c 'error: ' err)" -eq 1 ] || fault "'$*' did not print one error: $(cat err)"
-  grep -Eq -- "$pattern" <<<"$line" || fault "'$*' does not say '$pattern': $(cat err)"
+  [ "$(grep -c 'error: ' err)" -eq 1 ] || fault "'$*' did not print one error: $(said)"
+  grep -Eq -- "$pattern" <<<"$line" || fault "'$*' does not say '$pattern': $(said)"
   [ ${#line} -le 600 ] || fault "'$*' prints ${#line} characters"
-  if [ ${#launch[@]} -eq 0 ] && grep -qv '^lorashard: ' err; then fault "'$*' prints foreign lines: $(cat err)"; fi
+  if [ ${#launch[@]} -eq 0 ] && grep -qv '^lorashard: ' err; then fault "'$*' prints foreign lines: $(said)"; fi
   [ -z "${VERBOSE-}" ] || echo "$wanted $line"
 }
 

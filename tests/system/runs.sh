@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the scripts here: training runs of the small fixture and comparisons of what they leave. awk and od only.
 set -u
 faults=0
@@ -98,4 +99,7 @@ lines() { sed -E 's/"(tokens_per_second|step_seconds|peak_rss_bytes)":[^,}]*//g'
 same_lines() { cmp -s <(lines "$1") <(lines "$2") || fault "the metrics of $1 and $2 differ: $(diff <(lines "$1") <(lines "$2") | head -3)"; }
 
 trainable() { sed -n 's/^lorashard: adapters *//p' "$scratch/$1/log" | sort -u; }
-same_trainable() { [ -n "$(trainable "$1")" ] && [ "$(trainable "$1")" = "$(trainable "$2")" ] || fault "trainable parameters of $1: $(trainable "$1"); of $2: $(trainable "$2")"; }
+same_trainable() {
+  [[ $(trainable "$1") == ?* && $(trainable "$1") == "$(trainable "$2")" ]] ||
+    fault "trainable parameters of $1: $(trainable "$1"); of $2: $(trainable "$2")"
+}

@@ -182,8 +182,8 @@ train_refused 1 "odd.bin: token 1 has an id outside the base's vocabulary of 512
 with '{"prompt": "a", "completion": "b"}' '{"prompt": "one two three four five", "completion": "c"}' \
   '{"prompt": "a", "completion": "one two three four five"}'
 works 'warning: data: 2 samples are longer than data.seq_len 8 and were cut' train job.yaml --set data.train=d.jsonl --set data.seq_len=8
-grep -q 'warning: data: 1 samples have no target left to learn and were skipped' err || fault "no count of skipped: $(cat err)"
-grep -q '3 documents,' err || fault "no count of documents: $(cat err)"
+grep -q 'warning: data: 1 samples have no target left to learn and were skipped' err || fault "no count of skipped: $(said)"
+grep -q '3 documents,' err || fault "no count of documents: $(said)"
 rm -r run
 works '"truncated": 2, "without_target": 1' eval --json --base "$stories" --data d.jsonl --set data.seq_len=8
 train_refused 1 'none of 3 samples has a target .*; raise data.seq_len' --set data.train=d.jsonl --set data.seq_len=1
@@ -248,7 +248,7 @@ mkdir empty
 resume 2 '--resume: empty holds no run' --set output=empty
 cp -r run broken && poke broken/step-000002/shard-tp0000-pp0000.h5 40000 'XXXX'
 resume 2 '--resume: broken holds no whole checkpoint' --set output=broken
-grep -q 'warning: skipping broken/step-000002: ' err || fault "the broken step is not named: $(cat err)"
+grep -q 'warning: skipping broken/step-000002: ' err || fault "the broken step is not named: $(said)"
 
 # --- adapter files ---
 
@@ -365,7 +365,7 @@ if mount -t tmpfs -o size=300k tmpfs small 2>/dev/null; then
   full small train job.yaml --set output=small/run --set checkpoint.every=1 --set checkpoint.keep_last=0 --set train.steps=5
   [ -e small/run/step-000001/manifest.json ] || fault "no first checkpoint fitted: $(find small)"
   full small train job.yaml --set output=small/run --resume --set train.steps=3
-  grep -q 'resume    from small/run/step-000001' err || fault "did not resume from the last whole step: $(cat err)"
+  grep -q 'resume    from small/run/step-000001' err || fault "did not resume from the last whole step: $(said)"
   head -c 300k /dev/zero >small/fill 2>/dev/null
   full small gather a.h5 -o small/b.h5
   full small export a.h5 --to peft -o small/peft

@@ -8,7 +8,7 @@ base: $stories
 data: {train: [$FIXTURES/data/prompt_completion.jsonl], seq_len: 128}
 lora: {r: 4, targets: [q, v, down], dropout: 0.1}
 train: {steps: 40, global_batch: 3, micro_batch: 2, lr: 1e-3, warmup_steps: 5}
-checkpoint: {every: 2}
+checkpoint: {every: 4}
 output: run
 EOF
 
@@ -39,7 +39,7 @@ eventually() {
 ended() {
   checks=$((checks + 1))
   { # the shell reports killed jobs
-    eventually "$1" gone || fault "the job has not ended after $1 s: $(cat err)"
+    eventually "$1" gone || fault "the job has not ended after $1 s: $(said)"
     wait $job
     code=$?
   } 2>/dev/null
@@ -62,7 +62,7 @@ same_as() {
 # --- references, and pruning ---
 
 finishes 'saved     run/step-000040'
-[ "$(echo run/step-*)" = 'run/step-000038 run/step-000040' ] || fault "keep_last 2 keeps $(echo run/step-*)"
+[ "$(echo run/step-*)" = 'run/step-000036 run/step-000040' ] || fault "keep_last 2 keeps $(echo run/step-*)"
 [ "$(cat run/latest)" = step-000040 ] || fault "latest names $(cat run/latest)"
 works 'step 40' gather run -o one.h5 --with-optimizer
 cp run/metrics.jsonl metrics.one
@@ -77,22 +77,22 @@ rm -r run
 
 start
 half=0
-for moment in 3 writing 7 writing 13 writing 19 writing 25 writing; do
+for moment in 3 writing 10 writing 15 writing 23 writing 30 writing; do
   if [ $moment = writing ]; then
     eventually 20 writing || fault "no checkpoint is being written"
   else
-    eventually 20 reached $moment || fault "step $moment is not reached: $(cat err)"
+    eventually 20 reached $moment || fault "step $moment is not reached: $(said)"
   fi
   kill -9 "$(cat pid.0)"
   ended 10
-  [ $code -eq 137 ] || fault "the run had ended before it was killed at $moment: $(cat err)"
+  [ $code -eq 137 ] || fault "the run had ended before it was killed at $moment: $(said)"
   writing && half=$((half + 1))
-  start --resume
+  start "$(compgen -G 'run/step-??????' >/dev/null && echo --resume || echo --overwrite)"
 done
 echo "killed 10 times, $half times within a checkpoint"
 ended 60
-[ $code -eq 0 ] || fault "the last resume ended with $code: $(cat err)"
-grep -q 'resume    from run/step-' err || fault "no line says where the run resumed: $(cat err)"
+[ $code -eq 0 ] || fault "the last resume ended with $code: $(said)"
+grep -q 'resume    from run/step-' err || fault "no line says where the run resumed: $(said)"
 same_as one.h5 'kill -9 of one process'
 [ -z "$(find run -name '*.tmp*')" ] || fault "the killed runs leave $(find run -name '*.tmp*')"
 # Every step has one line, with the loss of the undisturbed run.
@@ -101,14 +101,14 @@ losses run/metrics.jsonl >a && losses metrics.one >b && cmp -s a b || fault "met
 
 # --- damaged checkpoints: the newest whole one is used, and that is said ---
 
-damaged() { # NAME: the run stands at 40 with step 38 beside it; resume from 38
-  finishes 'resume    from run/step-000038' --resume
-  grep -Eq "warning: skipping run/step-000040: .*$2" err || fault "$1: not said: $(cat err)"
+damaged() { # NAME: the run stands at 40 with step 36 beside it; resume from 36
+  finishes 'resume    from run/step-000036' --resume
+  grep -Eq "warning: skipping run/step-000040: .*$2" err || fault "$1: not said: $(said)"
   same_as one.h5 "$1"
 }
 echo step-000777 >run/latest
 finishes 'resume    from run/step-000040' --resume
-grep -q 'warning: run/latest: names "step-000777"; the newest whole step is 40' err || fault "a wrong 'latest' is not named: $(cat err)"
+grep -q 'warning: run/latest: names "step-000777"; the newest whole step is 40' err || fault "a wrong 'latest' is not named: $(said)"
 rm run/latest
 finishes 'resume    from run/step-000040' --resume
 poke run/step-000040/shard-tp0000-pp0000.h5 30000 'XXXX'
@@ -120,7 +120,7 @@ damaged 'a missing file' 'adapter.h5'
 : >run/step-000040/manifest.json
 damaged 'an empty manifest' 'manifest.json'
 mv run/step-000040 run/step-000040.tmp
-finishes 'resume    from run/step-000038' --resume
+finishes 'resume    from run/step-000036' --resume
 same_as one.h5 'a leftover step-000040.tmp'
 [ ! -e run/step-000040.tmp ] || fault "step-000040.tmp was not removed"
 rm -r run
@@ -130,12 +130,12 @@ rm -r run
 stops() { # SIGNAL RANK REFERENCE [ARGUMENTS...]: that signal to that rank of a run with these arguments
   rm -rf run
   start "${@:4}"
-  eventually 30 reached 4 || fault "no step is reached: $(cat err)"
+  eventually 30 reached 4 || fault "no step is reached: $(said)"
   kill "-$1" "$(cat "pid.$2")"
   ended 20
-  [ $code -eq 0 ] || fault "SIG$1 to rank $2: exit code $code: $(cat err)"
+  [ $code -eq 0 ] || fault "SIG$1 to rank $2: exit code $code: $(said)"
   grep -q 'stopping at step [0-9]* as asked by a signal; go on with: lorashard train .* --resume' err ||
-    fault "SIG$1 to rank $2: no line how to go on: $(cat err)"
+    fault "SIG$1 to rank $2: no line how to go on: $(said)"
   local at
   at=$(sed -n 's/.*stopping at step \([0-9]*\).*/\1/p' err)
   [ "$(newest)" = "$(printf 'run/step-%06d' "$at")" ] || fault "SIG$1: stopped at $at, newest is $(newest)"
@@ -158,23 +158,23 @@ stops TERM 1 two.h5
 # A killed rank ends the job; so does one that does not answer, with one line that names where the others wait.
 rm -rf run
 start
-eventually 30 reached 6 || fault "no step is reached: $(cat err)"
+eventually 30 reached 6 || fault "no step is reached: $(said)"
 kill -9 "$(cat pid.1)"
 ended 10
 [ $code -ne 0 ] || fault "the job of a killed rank ended with 0"
 start --resume
-eventually 30 reached 12 || fault "no step is reached: $(cat err)"
+eventually 30 reached 12 || fault "no step is reached: $(said)"
 eventually 30 writing
 kill -9 "$(cat pid.0)"
 ended 10
 start --resume --set dist.timeout_s=3
-eventually 30 reached 20 || fault "no step is reached: $(cat err)"
+eventually 30 reached 20 || fault "no step is reached: $(said)"
 kill -STOP "$(cat pid.1)"
 ended 15
-[ $code -eq 1 ] || fault "the job of a stuck rank ended with $code: $(cat err)"
-[ "$(grep -c 'lorashard: error: ' err)" -eq 1 ] || fault "not one line for a stuck rank: $(cat err)"
+[ $code -eq 1 ] || fault "the job of a stuck rank ended with $code: $(said)"
+[ "$(grep -c 'lorashard: error: ' err)" -eq 1 ] || fault "not one line for a stuck rank: $(said)"
 grep -Eq 'error: (all-reduce|broadcast|all-gather|barrier) over group (tp|control|stage|dp) has not finished after [34] s at step [0-9]+: .*dist.timeout_s' err ||
-  fault "a stuck rank: $(cat err)"
+  fault "a stuck rank: $(said)"
 finishes 'resume    from run/step-' --resume
 same_as two.h5 'two killed ranks and a stuck one'
 finish

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The same run in other layouts: same initial adapters to the bit, same curve and adapters to rounding; in the same
 # layout again: same files to the bit. Messages per step are those of docs/architecture.md.
+# shellcheck source=tests/system/runs.sh
 . "$(dirname "$0")/runs.sh"
 
 # FOLDER RANKS TP MICRO_BATCH; the rest of the ranks are replicas. The global batch of 5 divides by none of them.

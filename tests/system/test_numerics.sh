@@ -2,6 +2,7 @@
 # Precision, losses and masks through the program: bf16 bases still move every f32 weight, steps that are not finite
 # are skipped and counted, samples without a target are reported, the end token is learnt, and the loss of a saved
 # adapter is the loss before it was saved.
+# shellcheck source=tests/system/runs.sh
 . "$(dirname "$0")/runs.sh"
 
 tail -12 "$SOURCE_DIR/launch/data/e2e-train.txt" >"$scratch/few.txt"
@@ -14,6 +15,8 @@ must_train f32 1 "${small[@]}"
 must_train bf16 1 "${small[@]}" --set train.compute=bf16 --set train.base_dtype=bf16
 must_train start 1 "${small[@]}" --set train.steps=1 --set train.lr=0
 for run in f32 bf16 start; do flat $run; done
+cmp -s "$scratch/f32/adapter/adapter_model.safetensors" "$scratch/bf16/adapter/adapter_model.safetensors" &&
+  fault "train.compute=bf16 computes in f32"
 paste <(numbers start) <(numbers bf16) <(numbers f32) | awk '
   $1 == $2 { same++ }
   { d = $2 - $3; difference += d * d; size += $3 * $3; d = $3 - $1; moved += d * d }
@@ -71,7 +74,7 @@ must_train heart 1 --set "base=$scratch/base" --set "data.train=[$scratch/four.t
 while read -r line; do
   got=$("$LORASHARD" generate --base "$scratch/base" --adapter "$scratch/heart/run" --e2e --prompt "${line%%||*}" \
     --max-tokens 250 2>"$scratch/generate.log" </dev/null) || fault "generate: $(cat "$scratch/generate.log")"
-  # shellcheck disable=SC2086  # compared word by word
+  # shellcheck disable=SC2086,SC2116  # compared word by word
   [ "$(echo $got)" = "$(echo ${line#*||})" ] || fault "by heart: '$got', not '${line#*||}'"
 done <"$scratch/four.txt"
 
@@ -85,7 +88,7 @@ for tp in 1 2 4; do
     --set parallel.tp=$tp --set data.format=text --set data.seq_len=96 --set train.micro_batch=2 --json 2>"$scratch/eval.log" \
     </dev/null | sed -n 's/^{"loss": \([^,]*\),.*/\1/p')
   # eval prints 9 digits
-  [ -n "$after" ] && [ "$(awk -v x="$before" 'BEGIN { printf "%.9g", x }')" = "$after" ] ||
+  [[ $after == ?* && $(awk -v x="$before" 'BEGIN { printf "%.9g", x }') == "$after" ]] ||
     fault "tp $tp: loss $before before saving, $after after loading: $(cat "$scratch/eval.log")"
 done
 

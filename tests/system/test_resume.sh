@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Stopping and going on: the same layout gives the bits of a run that never stopped, other layouts its curve; a signal
 # to one rank ends all of them with a checkpoint.
+# shellcheck source=tests/system/runs.sh
 . "$(dirname "$0")/runs.sh"
 
 # keep_steps FOLDER STEP...: as if the run had ended with the last of these checkpoints.
@@ -57,7 +58,7 @@ keep_steps epochs-moved step-000004 step-000005
 must_train epochs-moved 1 "${few[@]}" --resume
 same_curve epochs epochs-moved
 rows=$(sed -n 's/.*targets in \([0-9]*\) rows.*/\1/p' "$scratch/epochs/log" | head -1)
-[ "$rows" -ge 11 ] && [ "$rows" -le 19 ] || fault "$rows rows: the stops are not inside the second epoch"
+[[ $rows -ge 11 && $rows -le 19 ]] || fault "$rows rows: the stops are not inside the second epoch"
 
 # --- a checkpoint that lacks a part, and none ---
 
