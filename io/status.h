@@ -33,15 +33,15 @@ const char *status_message(void);
 int status_exit_code(enum status code);
 
 /* Pass a failure on to the caller. */
-#define TRY(expression)                            \
-  do {                                             \
-    enum status try_status_ = (expression);        \
+#define TRY(expression)                               \
+  do {                                                \
+    enum status try_status_ = (expression);           \
     if (try_status_ != STATUS_OK) return try_status_; \
   } while (0)
 
 /* Store a failure in the local variable `status` and jump to `out:`. */
-#define TRY_OUT(expression)                          \
-  do {                                               \
+#define TRY_OUT(expression)                             \
+  do {                                                  \
     if ((status = (expression)) != STATUS_OK) goto out; \
   } while (0)
 

@@ -28,10 +28,10 @@ struct tensor_info {
 };
 
 struct tensor_source {
-  void *state;          /* the implementation's */
-  const char *path;     /* as the user gave it */
+  void *state;      /* the implementation's */
+  const char *path; /* as the user gave it */
   struct model_facts facts;
-  uint64_t bytes_read;  /* weight bytes that reads asked for so far; headers not counted */
+  uint64_t bytes_read; /* weight bytes that reads asked for so far; headers not counted */
 
   /* Number of tensors and the i-th, in name order. */
   int64_t n_tensors;

@@ -13,6 +13,7 @@
 #include "io/log.h"
 #include "io/metrics.h"
 #include "launch/evaluate.h"
+#include "launch/idle_check.h"
 #include "launch/output_dir.h"
 #include "launch/progress.h"
 #include "launch/ranks.h"
@@ -28,6 +29,7 @@ struct run {
   struct saver *saver;
   struct metrics *metrics; /* rank 0 */
   struct progress progress;
+  struct idle_check idle;
   struct run_state state;
   struct train_plan plan;
 };
@@ -138,6 +140,7 @@ static enum status prepare(struct run *run, const struct train_options *options)
   TRY(ranks_agree(status));
   TRY(ranks_agree(saver_create(job, config->output, (int)config->checkpoint.keep_last, &run->saver)));
   TRY(ranks_agree(open_outputs(run)));
+  TRY(ranks_agree(idle_check_create(&job->adapters, &run->idle)));
   if (speaks(run))
     log_info("memory    %.1f MB of activations, %.1f MB of adapters with gradients and moments",
              1e-6 * (double)job->model->acts.memory.total, 1e-6 * (double)job->adapters.params.memory_bytes);
@@ -228,6 +231,7 @@ static enum status advance(struct run *run, bool *stop) {
   ranks_must(train_step(run->job, &run->batcher, &run->plan, &run->state, &signals, &result));
   if (signals.failed) return ranks_agree(writing);
   if (result.not_finite) return ranks_agree(train_explain(run->job, &run->batcher, &run->state, &result));
+  if (!result.skipped) idle_check_step(&run->idle, &run->job->adapters);
   record(run, &result, now() - start, &line);
   if (saver_pending(run->saver) && !signals.writing) ranks_must(saver_advance(run->saver));
   bool last = run->state.step >= run->plan.steps, asked = signals.stop;
@@ -263,6 +267,7 @@ enum status train_run(struct job *job, const struct train_options *options) {
              job->config->output, run.state.step, job->config->output, run.state.step);
   if (status != STATUS_OK) saver_settle(run.saver);
   watchdog_stop();
+  idle_check_destroy(&run.idle);
   saver_destroy(&run.saver);
   metrics_close(&run.metrics);
   batcher_destroy(&run.batcher);

@@ -10,9 +10,9 @@ tail -12 "$SOURCE_DIR/launch/data/e2e-train.txt" >"$scratch/few.txt"
 # --- small steps on a bf16 base move every weight; 16-bit weights or moments would swallow them ---
 
 small=(--set train.steps=100 --set train.lr=1e-5 --set train.schedule=constant --set train.warmup_steps=0
-  --set lora.dropout=0 --set train.micro_batch=5 --set data.seq_len=64)
+  --set lora.dropout=0 --set train.micro_batch=5 --set data.seq_len=64 --set train.base_dtype=bf16)
 must_train f32 1 "${small[@]}"
-must_train bf16 1 "${small[@]}" --set train.compute=bf16 --set train.base_dtype=bf16
+must_train bf16 1 "${small[@]}" --set train.compute=bf16
 must_train start 1 "${small[@]}" --set train.steps=1 --set train.lr=0
 for run in f32 bf16 start; do flat $run; done
 cmp -s "$scratch/f32/adapter/adapter_model.safetensors" "$scratch/bf16/adapter/adapter_model.safetensors" &&

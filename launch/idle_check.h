@@ -1,0 +1,23 @@
+/*
+ * idle_check.h: notices adapters that do not learn: a fault anywhere between loss
+ * and factor shows as a gradient that is exactly 0, with a finite loss and no
+ * error.
+ */
+#ifndef LORASHARD_LAUNCH_IDLE_CHECK_H
+#define LORASHARD_LAUNCH_IDLE_CHECK_H
+
+#include "lora/adapter.h"
+
+struct idle_check {
+  int *zero_steps; /* [adapters] steps in a row with both gradients 0 */
+};
+
+enum status idle_check_create(const struct adapters *adapters, struct idle_check *check);
+void idle_check_destroy(struct idle_check *check);
+
+/* After the reduction of a step: warn, once, of each adapter whose A and B (this
+ * rank's parts) have had no gradient for two steps. One step is normal: A's
+ * gradient is 0 while B is. */
+void idle_check_step(struct idle_check *check, const struct adapters *adapters);
+
+#endif
