@@ -2,6 +2,8 @@
 # VERBOSE=1 prints every refusal that is checked.
 set -u
 export LC_ALL=C OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+# The tests may themselves run in a job of a cluster.
+unset ${!SLURM_@} ${!OMPI_COMM_@} ${!PMI_@} ${!PMIX_@} 2>/dev/null
 faults=0 checks=0
 fault() {
   echo "fault: $*"

@@ -311,7 +311,7 @@ refused 2 'give either --ids or --text' score --base "$stories"
 refused 2 'at least two tokens' score --base "$stories" --ids 1
 refused 2 "'x' is not a token id" score --base "$stories" --ids '1 x'
 refused 2 'token id 512 is outside the vocabulary of 512' score --base "$stories" --ids '1 512'
-refused 2 '65 positions is longer than the 64 learned' score --base "$golden/gpt2" --ids "$(printf '1 %.0s' $(seq 65))"
+refused 2 '65 positions is longer than the 64 learned' score --base "$golden/gpt2" --ids "$(printf '1 %.0s' $(seq 66))"
 refused 2 'no prompt given' generate --base "$stories"
 refused 2 '--max-tokens 0 is out of range' generate --base "$stories" --prompt x --max-tokens 0
 refused 2 "--temperature needs a number; found 'hot'" generate --base "$stories" --prompt x --temperature hot
