@@ -117,6 +117,7 @@ static void forward_finish(const struct attention_plan *plan, const struct forwa
     float sum = vf_sum(vf_load(work->sum + r * VF_LANES));
     work->inverse[r] = sum == 0 ? 0 : 1 / sum;
   }
+  for (int r = tile->n_rows; r % VF_LANES; r++) work->inverse[r] = 1; /* lanes that are computed and not used */
   cpu_attention_unpack(plan, tile, work->o, work->inverse, false, args->o);
   if (args->lse == NULL) return;
   for (int r = 0; r < tile->n_rows; r += VF_LANES) {
