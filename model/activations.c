@@ -72,7 +72,8 @@ static enum status add_backward(struct model *model, struct memory_table *table,
   TRY(add_view(table, "gradients", M, D, DTYPE_F32, &a->dx));
   if (model->act != DTYPE_F32) TRY(add_view(table, "gradients", M, D, model->act, &a->dx_act));
   bool two_norms = model->facts.parallel_residual && !model->facts.shared_norm;
-  TRY(add_view(table, "gradients", two_norms ? 2 * M : M, D, DTYPE_F32, &a->dn));
+  TRY(add_view(table, "gradients", M, D, DTYPE_F32, &a->dn));
+  if (two_norms) TRY(add_view(table, "gradients", M, D, DTYPE_F32, &a->dn_sum));
   TRY(add_view(table, "gradients", M, widest, DTYPE_F32, &a->wide));
   return add_view(table, "gradients", M, qkv, model->act, &a->dqkv);
 }

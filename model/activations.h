@@ -41,7 +41,8 @@ struct activations {
   /* backward */
   struct tensor_view dx;     /* [M, D] f32: gradient of the residual stream */
   struct tensor_view dx_act; /* [M, D] bf16 copy for products; data NULL in f32 */
-  struct tensor_view dn;     /* [M, D] f32: gradient of a norm's output; two of them adjoining in parallel blocks */
+  struct tensor_view dn;     /* [M, D] f32: gradient of a norm's output */
+  struct tensor_view dn_sum; /* [M, D] f32: of both norms, taken through them; parallel blocks with two norms */
   struct tensor_view wide;   /* [M, max(F_t, H_t E)] f32 */
   struct tensor_view dqkv;   /* [M, (H_t + 2 G_t) E] act */
   /* head: only tokens that have a target, in chunks of `chunk` */

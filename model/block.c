@@ -136,22 +136,31 @@ static enum status backward_sequential(struct model *m, const struct batch *b, i
   return norm_output_backward(m, &w->norm1, b->M, s->x1, s->stats1, a->dn);
 }
 
-/* Both branches read x1: their partial gradients share one all-reduce, as one
- * buffer of two halves, or as one sum when they share the norm. */
+/* Both branches read x1. A norm's backward is linear in the gradient, so each rank
+ * takes its partial gradients through both norms first, and one all-reduce of the
+ * sum remains; branches that share their norm are summed before it. */
 static enum status backward_parallel(struct model *m, const struct batch *b, int layer, struct layer_saved *s) {
   const struct layer_weights *w = &m->weights.layers[layer];
+  const struct model_facts *f = &m->facts;
   struct activations *a = &m->acts;
-  const int64_t D = m->facts.d_model;
-  const bool shared = m->facts.shared_norm;
-  struct tensor_view dy, dn1 = a->dn, dn2 = a->dn;
-  if (!shared) dn2.data = (float *)dn1.data + b->M * D;
+  const int64_t D = f->d_model;
+  const bool below = m->needs[layer].x1;
+  struct tensor_view dy, sum = a->dn_sum;
   TRY(as_act(m, b->M, D, a->dx, a->dx_act, &dy));
-  TRY(attention_backward(m, b, layer, s, dy, dn1, false));
-  TRY(ffn_backward(m, b, layer, s, s->x1, dy, dn2, shared));
-  if (!m->needs[layer].x1) return STATUS_OK;
-  TRY(comm_all_reduce_f32(m->tp, dn1.data, (shared ? 1 : 2) * b->M * D, REDUCE_SUM)); /* partial -> whole */
-  TRY(norm_output_backward(m, &w->norm1, b->M, s->x1, s->stats1, dn1));
-  return shared ? STATUS_OK : norm_output_backward(m, &w->norm2, b->M, s->x1, s->stats2, dn2);
+  TRY(attention_backward(m, b, layer, s, dy, a->dn, false)); /* dn: partial */
+  if (below && !f->shared_norm) {
+    TRY(m->ops->zero(m->device, b->M, D, sum));
+    TRY(m->ops->norm_backward(m->device, f->norm, b->M, D, s->x1, w->norm1.w, s->stats1, a->dn, sum)); /* partial */
+  }
+  TRY(ffn_backward(m, b, layer, s, s->x1, dy, a->dn, f->shared_norm));
+  if (!below) return STATUS_OK;
+  if (f->shared_norm) {
+    TRY(comm_all_reduce_f32(m->tp, a->dn.data, b->M * D, REDUCE_SUM)); /* dn: partial -> whole */
+    return norm_output_backward(m, &w->norm1, b->M, s->x1, s->stats1, a->dn);
+  }
+  TRY(m->ops->norm_backward(m->device, f->norm, b->M, D, s->x1, w->norm2.w, s->stats2, a->dn, sum)); /* partial */
+  TRY(comm_all_reduce_f32(m->tp, sum.data, b->M * D, REDUCE_SUM));                                   /* -> whole */
+  return m->ops->add(m->device, b->M, D, sum, NULL, a->dx);                                          /* whole + whole */
 }
 
 enum status block_backward(struct model *m, const struct batch *b, int layer, struct layer_saved *s) {

@@ -78,12 +78,8 @@ static struct comm_counts backward_counts(const struct model *model, const struc
   struct comm_counts counts = {0, 0};
   if (targets->modules == 0) return counts;
   add(&counts, 1, count_targets(batch) * f->d_model);
-  if (f->parallel_residual) {
-    add(&counts, above, f->shared_norm ? MD : 2 * MD);
-  } else {
-    add(&counts, 2 * above, MD);
-    if (targets->modules & ATTENTION) add(&counts, 1, MD); /* the lowest layer's ffn input */
-  }
+  add(&counts, f->parallel_residual ? above : 2 * above, MD);
+  if (!f->parallel_residual && (targets->modules & ATTENTION)) add(&counts, 1, MD); /* the lowest layer's ffn input */
   golden_check(counts.calls <= 2 * (uint64_t)f->n_layers, "the expectation itself is above 2 L");
   return counts;
 }
