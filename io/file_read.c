@@ -11,7 +11,7 @@
 #define READ_MAX ((size_t)1 << 30)
 
 enum status file_open_read(const char *path, int *fd_p, uint64_t *size_p) {
-  int fd = open(path, O_RDONLY | O_CLOEXEC);
+  int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a pipe without a writer must not hold us up */
   if (fd < 0) {
     enum status code = errno == ENOENT || errno == ENOTDIR ? STATUS_USAGE : STATUS_SYSTEM;
     return status_set(code, "%s: cannot open: %s; check the path", path, strerror(errno));

@@ -12,10 +12,11 @@
 
 /* One thread's memory. */
 struct forward_work {
-  float *q, *o;         /* [TILE_QUERIES, ld]: scaled queries; sums of p v */
+  float *q, *o;         /* [TILE_QUERIES, ld]: queries, scaled if f32; sums of p v */
   float *keys;          /* [ld, TILE_KEYS] */
   float *values;        /* [TILE_KEYS, ld] */
   float *score;         /* [TILE_ROWS, TILE_KEYS] */
+  float *p;             /* score, or as pairs [TILE_ROWS, TILE_KEYS / 2] */
   float *sum;           /* [TILE_QUERIES, VF_LANES] partial sums of p */
   float *max, *inverse; /* [TILE_QUERIES + VF_LANES] running maximum; 1 / sum of p */
   uint64_t started;     /* bit b: block b of the tile has seen keys */
@@ -23,7 +24,7 @@ struct forward_work {
 };
 
 static int64_t forward_floats(int64_t ld) {
-  return 2 * (TILE_QUERIES + TILE_KEYS) * ld + TILE_ROWS * TILE_KEYS + TILE_QUERIES * VF_LANES +
+  return 2 * (TILE_QUERIES + TILE_KEYS) * ld + 2 * TILE_ROWS * TILE_KEYS + TILE_QUERIES * VF_LANES +
          4 * (TILE_QUERIES + VF_LANES);
 }
 
@@ -35,16 +36,18 @@ static void forward_work_set(const struct attention_plan *plan, struct forward_w
   work->keys = work->o + TILE_QUERIES * ld;
   work->values = work->keys + TILE_KEYS * ld;
   work->score = work->values + TILE_KEYS * ld;
-  work->sum = work->score + TILE_ROWS * TILE_KEYS;
+  work->p = plan->pairs ? work->score + TILE_ROWS * TILE_KEYS : work->score;
+  work->sum = work->score + 2 * TILE_ROWS * TILE_KEYS;
   work->max = work->sum + TILE_QUERIES * VF_LANES;
   work->inverse = work->max + TILE_QUERIES + VF_LANES;
   work->tile.position = (int32_t *)(work->inverse + TILE_QUERIES + VF_LANES);
   work->tile.slope = plan->args->alibi ? (float *)work->tile.position + TILE_QUERIES + VF_LANES : NULL;
 }
 
-/* Scores of a block become p = 2^(score - max); sum and max of its rows move on, and o is scaled to the new max. */
+/* Scores of a block become p = 2^(score - max); sum and max of its rows move on, and o is scaled to the new max. With
+ * pairs the scores are not scaled yet, and p is rounded to bf16 for the product with v (its sum is not). */
 VF_INLINE void soften_block(const struct attention_plan *plan, const struct forward_work *work, int block, int32_t k0,
-                            const struct key_span *span, bool masked, bool first) {
+                            const struct key_span *span, bool masked, bool first, bool pairs) {
   const struct query_tile *tile = &work->tile;
   float largest[VF_LANES] = {0}, base[VF_LANES], shrink[VF_LANES];
   float *max = work->max + block * TILE_ROWS;
@@ -54,10 +57,9 @@ VF_INLINE void soften_block(const struct attention_plan *plan, const struct forw
     vf top = vf_set(max[m]);
     for (int j = begin; j < end; j += VF_LANES) {
       vf s = vf_load(score + j);
-      if (masked || tile->slope) {
-        s = attention_mask(plan, tile, block * TILE_ROWS + m, k0 + j, masked, s);
-        vf_store(score + j, s);
-      }
+      if (pairs) s *= plan->args->scale * LOG2_E;
+      if (masked || tile->slope) s = attention_mask(plan, tile, block * TILE_ROWS + m, k0 + j, masked, s);
+      if (masked || tile->slope || pairs) vf_store(score + j, s);
       top = vf_max(s, top);
     }
     largest[m] = vf_largest(top);
@@ -71,7 +73,11 @@ VF_INLINE void soften_block(const struct attention_plan *plan, const struct forw
     vf total = first ? (vf){0} : vf_load(sum) * shrink[m];
     for (int j = begin; j < end; j += VF_LANES) {
       vf p = vf_exp2(vf_load(score + j) - base[m]);
-      vf_store(score + j, p);
+      if (pairs) {
+        *(vh_u *)((uint16_t *)(work->p + m * TILE_KEYS / 2) + j) = vf_round_bf16(p);
+      } else {
+        vf_store(score + j, p);
+      }
       total += p;
     }
     vf_store(sum, total);
@@ -83,29 +89,63 @@ VF_INLINE void soften_block(const struct attention_plan *plan, const struct forw
   }
 }
 
-static void forward_keys(const struct attention_plan *plan, struct forward_work *work, int32_t k0) {
+static void load_keys(const struct attention_plan *plan, struct forward_work *work, int32_t k0, int n_keys) {
   const struct attention_args *args = plan->args;
+  int64_t row = (int64_t)work->tile.segment->k + k0, column = (int64_t)work->tile.unit->kv_head * args->head_dim;
+  if (plan->pairs) {
+    cpu_pair_pack_transposed(args->k, row, n_keys, column, args->head_dim, work->keys);
+    cpu_pair_pack(args->v, row, n_keys, column, args->head_dim, work->values, plan->ld);
+  } else {
+    cpu_tile_pack_transposed(args->k, row, n_keys, column, args->head_dim, work->keys);
+    cpu_tile_pack(args->v, row, n_keys, column, args->head_dim, work->values, plan->ld);
+  }
+}
+
+static void block_keys(const struct attention_plan *plan, struct forward_work *work, int block, int32_t k0,
+                       const struct key_span *span, bool first) {
+  int start = span->first_vector * VF_LANES;
+  float *o = work->o + block * TILE_ROWS * plan->ld;
+  cpu_tile_product(span->n_vectors, plan->args->head_dim, work->q + block * TILE_ROWS * plan->ld, plan->ld,
+                   work->keys + start, TILE_KEYS, work->score + start, TILE_KEYS, false);
+  if (span->masked) {
+    soften_block(plan, work, block, k0, span, true, first, false);
+  } else {
+    soften_block(plan, work, block, k0, span, false, first, false);
+  }
+  cpu_tile_product((int)(plan->ld / VF_LANES), span->end - span->begin, work->p + span->begin, TILE_KEYS,
+                   work->values + span->begin * plan->ld, plan->ld, o, plan->ld, !first);
+}
+
+/* The same with pairs; the span's ends may each take in a key that no row sees, whose p is 0. */
+static void block_key_pairs(const struct attention_plan *plan, struct forward_work *work, int block, int32_t k0,
+                            const struct key_span *span, bool first) {
+  int start = span->first_vector * VF_LANES, begin = span->begin / 2, end = (span->end + 1) / 2;
+  float *o = work->o + block * TILE_ROWS * plan->ld;
+  cpu_pair_product(span->n_vectors, (plan->args->head_dim + 1) / 2, work->q + block * TILE_ROWS * plan->ld_pairs,
+                   plan->ld_pairs, work->keys + start, TILE_KEYS, work->score + start, TILE_KEYS, false);
+  if (span->masked) {
+    soften_block(plan, work, block, k0, span, true, first, true);
+  } else {
+    soften_block(plan, work, block, k0, span, false, first, true);
+  }
+  cpu_pair_product((int)(plan->ld / VF_LANES), end - begin, work->p + begin, TILE_KEYS / 2,
+                   work->values + begin * plan->ld, plan->ld, o, plan->ld, !first);
+}
+
+static void forward_keys(const struct attention_plan *plan, struct forward_work *work, int32_t k0) {
   const struct query_tile *tile = &work->tile;
   int n_keys = tile->key_end - k0 < TILE_KEYS ? tile->key_end - k0 : TILE_KEYS;
-  int64_t row = (int64_t)tile->segment->k + k0, column = (int64_t)tile->unit->kv_head * args->head_dim;
-  cpu_tile_pack_transposed(args->k, row, n_keys, column, args->head_dim, work->keys);
-  cpu_tile_pack(args->v, row, n_keys, column, args->head_dim, work->values, plan->ld);
+  load_keys(plan, work, k0, n_keys);
   for (int block = 0; block < tile->n_blocks; block++) {
     struct key_span span;
     if (!key_span_find(plan, tile, block, k0, n_keys, &span)) continue;
     bool first = (work->started >> block & 1) == 0;
     work->started |= (uint64_t)1 << block;
-    int start = span.first_vector * VF_LANES;
-    cpu_tile_product(span.n_vectors, args->head_dim, work->q + block * TILE_ROWS * plan->ld, plan->ld,
-                     work->keys + start, TILE_KEYS, work->score + start, TILE_KEYS, false);
-    if (span.masked) {
-      soften_block(plan, work, block, k0, &span, true, first);
+    if (plan->pairs) {
+      block_key_pairs(plan, work, block, k0, &span, first);
     } else {
-      soften_block(plan, work, block, k0, &span, false, first);
+      block_keys(plan, work, block, k0, &span, first);
     }
-    cpu_tile_product((int)(plan->ld / VF_LANES), span.end - span.begin, work->score + span.begin, TILE_KEYS,
-                     work->values + span.begin * plan->ld, plan->ld, work->o + block * TILE_ROWS * plan->ld, plan->ld,
-                     !first);
   }
 }
 
@@ -135,7 +175,11 @@ static void forward_tile(const struct attention_plan *plan, struct forward_work 
   int s = cpu_attention_segment(plan, number);
   struct query_tile *tile = &work->tile;
   cpu_attention_tile(plan, s, number - plan->tile_start[s], &plan->units[unit], tile);
-  cpu_attention_pack(plan, tile, plan->args->q, plan->args->scale * LOG2_E, work->q);
+  if (plan->pairs) {
+    cpu_attention_pack_pairs(plan, tile, plan->args->q, work->q);
+  } else {
+    cpu_attention_pack(plan, tile, plan->args->q, plan->args->scale * LOG2_E, work->q);
+  }
   int n_rows = tile->n_blocks * TILE_ROWS;
   work->started = 0;
   for (int r = 0; r < n_rows + VF_LANES; r++) work->max[r] = -INFINITY;

@@ -27,19 +27,24 @@ struct backward {
 
 /* One thread's memory. */
 struct backward_work {
-  float *q, *d_o, *dq;  /* [TILE_QUERIES, ld]; q scaled to log2 units */
-  float *p, *ds;        /* [TILE_QUERIES, TILE_KEYS] */
+  float *q, *d_o, *dq;  /* [TILE_QUERIES, ld]; q scaled to log2 units if f32 */
+  float *p, *ds;        /* [TILE_QUERIES, TILE_KEYS]; pairs of rows [TILE_QUERIES / 2, TILE_KEYS] */
   float *keys, *values; /* [ld, TILE_KEYS] */
   float *key_rows;      /* [TILE_KEYS, ld] */
   float *lse, *inner;   /* [TILE_QUERIES + VF_LANES] log-sum-exp in log2 units; D */
   float *dk, *dv;       /* [rows_kept, ld] */
-  uint64_t started;     /* bit b: block b of dq holds a sum */
+  /* with pairs only: */
+  float *q_pairs, *d_o_pairs; /* [TILE_QUERIES / 2, ld] pairs of rows */
+  float *score, *dp;          /* [TILE_ROWS, TILE_KEYS] of the block at hand */
+  float *ds_rows;             /* [TILE_ROWS, TILE_KEYS / 2] its ds, pairs of keys */
+  uint64_t started;           /* bit b: block b of dq holds a sum */
   struct query_tile tile;
 };
 
-static int64_t backward_floats(int64_t ld, int64_t rows_kept) {
+static int64_t backward_floats(int64_t ld, int64_t rows_kept, bool pairs) {
+  int64_t more = pairs ? TILE_QUERIES * ld + 3 * TILE_ROWS * TILE_KEYS : 0;
   return (3 * TILE_QUERIES + 3 * TILE_KEYS + 2 * rows_kept) * ld + 2 * TILE_QUERIES * TILE_KEYS +
-         4 * (TILE_QUERIES + VF_LANES);
+         4 * (TILE_QUERIES + VF_LANES) + more;
 }
 
 static void backward_work_set(const struct backward *job, struct backward_work *work) {
@@ -60,16 +65,19 @@ static void backward_work_set(const struct backward *job, struct backward_work *
   work->inner = work->lse + TILE_QUERIES + VF_LANES;
   work->tile.position = (int32_t *)(work->inner + TILE_QUERIES + VF_LANES);
   work->tile.slope = plan->args->alibi ? (float *)work->tile.position + TILE_QUERIES + VF_LANES : NULL;
+  if (!plan->pairs) return;
+  work->q_pairs = (float *)work->tile.position + 2 * (TILE_QUERIES + VF_LANES);
+  work->d_o_pairs = work->q_pairs + TILE_QUERIES / 2 * ld;
+  work->score = work->d_o_pairs + TILE_QUERIES / 2 * ld;
+  work->dp = work->score + TILE_ROWS * TILE_KEYS;
+  work->ds_rows = work->dp + TILE_ROWS * TILE_KEYS;
 }
 
-/* Pack the queries, do, D and lse of a tile. */
-static void load_queries(const struct backward *job, struct backward_work *work, int s, int64_t i,
-                         const struct attention_unit *unit) {
+/* Pack the queries, do and D of a tile. o is needed for D only: q takes its place. */
+static void pack_queries(const struct backward *job, struct backward_work *work) {
   const struct attention_plan *plan = &job->plan;
-  const struct attention_args *args = plan->args;
-  struct query_tile *tile = &work->tile;
-  cpu_attention_tile(plan, s, i, unit, tile);
-  cpu_attention_pack(plan, tile, args->o, 1, work->q); /* o is needed for D only: q takes its place */
+  const struct query_tile *tile = &work->tile;
+  cpu_attention_pack(plan, tile, plan->args->o, 1, work->q);
   cpu_attention_pack(plan, tile, job->d_o, 1, work->d_o);
   for (int r = 0; r < tile->n_blocks * TILE_ROWS; r++) {
     const float *o = work->q + r * plan->ld, *d_o = work->d_o + r * plan->ld;
@@ -77,7 +85,38 @@ static void load_queries(const struct backward *job, struct backward_work *work,
     for (int64_t j = 0; j < plan->ld; j += VF_LANES) sum += vf_load(o + j) * vf_load(d_o + j);
     work->inner[r] = vf_sum(sum);
   }
-  cpu_attention_pack(plan, tile, args->q, args->scale * LOG2_E, work->q);
+  cpu_attention_pack(plan, tile, plan->args->q, plan->args->scale * LOG2_E, work->q);
+}
+
+static void pack_query_pairs(const struct backward *job, struct backward_work *work) {
+  const struct attention_plan *plan = &job->plan;
+  const struct query_tile *tile = &work->tile;
+  int n_rows = tile->n_blocks * TILE_ROWS;
+  cpu_attention_pack_pairs(plan, tile, plan->args->o, work->q);
+  cpu_attention_pack_pairs(plan, tile, job->d_o, work->d_o);
+  for (int r = 0; r < n_rows; r++) {
+    const float *o = work->q + r * plan->ld_pairs, *d_o = work->d_o + r * plan->ld_pairs;
+    vf sum = {0};
+    for (int64_t j = 0; j < plan->ld_pairs; j += VF_LANES) sum = vf_add_pairs(sum, vf_load(o + j), vf_load(d_o + j));
+    work->inner[r] = vf_sum(sum);
+  }
+  cpu_attention_pack_pairs(plan, tile, plan->args->q, work->q);
+  cpu_pair_rows(work->q, plan->ld_pairs, n_rows, work->q_pairs, plan->ld);
+  cpu_pair_rows(work->d_o, plan->ld_pairs, n_rows, work->d_o_pairs, plan->ld);
+}
+
+/* Make a tile: its queries, do, D and lse. */
+static void load_queries(const struct backward *job, struct backward_work *work, int s, int64_t i,
+                         const struct attention_unit *unit) {
+  const struct attention_plan *plan = &job->plan;
+  const struct attention_args *args = plan->args;
+  struct query_tile *tile = &work->tile;
+  cpu_attention_tile(plan, s, i, unit, tile);
+  if (plan->pairs) {
+    pack_query_pairs(job, work);
+  } else {
+    pack_queries(job, work);
+  }
   for (int h = 0; h < unit->n; h++) {
     const float *lse = args->lse + plan->order[unit->first + h] * args->lse_ld + tile->row;
     /* a row that saw no key has lse = -INFINITY: with the other sign its p is 0 */
@@ -92,9 +131,15 @@ static int load_keys(const struct backward *job, struct backward_work *work, con
   const struct attention_args *args = job->plan.args;
   int n_keys = segment->n_k - k0 < TILE_KEYS ? segment->n_k - k0 : TILE_KEYS;
   int64_t row = (int64_t)segment->k + k0, column = (int64_t)kv * args->head_dim, ld = job->plan.ld;
-  cpu_tile_pack_transposed(args->k, row, n_keys, column, args->head_dim, work->keys);
-  cpu_tile_pack_transposed(args->v, row, n_keys, column, args->head_dim, work->values);
-  cpu_tile_pack(args->k, row, n_keys, column, args->head_dim, work->key_rows, ld);
+  if (job->plan.pairs) {
+    cpu_pair_pack_transposed(args->k, row, n_keys, column, args->head_dim, work->keys);
+    cpu_pair_pack_transposed(args->v, row, n_keys, column, args->head_dim, work->values);
+    cpu_pair_pack(args->k, row, n_keys, column, args->head_dim, work->key_rows, ld);
+  } else {
+    cpu_tile_pack_transposed(args->k, row, n_keys, column, args->head_dim, work->keys);
+    cpu_tile_pack_transposed(args->v, row, n_keys, column, args->head_dim, work->values);
+    cpu_tile_pack(args->k, row, n_keys, column, args->head_dim, work->key_rows, ld);
+  }
   return n_keys;
 }
 
@@ -123,30 +168,92 @@ VF_INLINE void probabilities(const struct attention_plan *plan, const struct bac
   }
 }
 
+/* The same of a block's score and dp, rounded to bf16: pairs of rows for dk and dv, and ds in pairs of keys for dq. */
+VF_INLINE void probability_pairs(const struct attention_plan *plan, const struct backward_work *work, int block,
+                                 int32_t k0, const struct key_span *span, bool masked) {
+  int begin = span->first_vector * VF_LANES, end = begin + span->n_vectors * VF_LANES;
+  float factor = plan->args->scale * LOG2_E;
+  for (int m = 0; m < TILE_ROWS; m += 2) {
+    int r = block * TILE_ROWS + m;
+    float *p_row = work->p + r / 2 * TILE_KEYS, *ds_row = work->ds + r / 2 * TILE_KEYS;
+    for (int j = 0; j < begin; j += VF_LANES) {
+      vf_store(p_row + j, (vf){0});
+      vf_store(ds_row + j, (vf){0});
+    }
+    for (int j = begin; j < end; j += VF_LANES) {
+      vf p[2];
+      vh ds[2];
+#pragma GCC unroll 2
+      for (int i = 0; i < 2; i++) {
+        vf s = vf_load(work->score + (m + i) * TILE_KEYS + j) * factor;
+        if (masked || work->tile.slope) s = attention_mask(plan, &work->tile, r + i, k0 + j, masked, s);
+        p[i] = vf_exp2(s - work->lse[r + i]);
+        ds[i] = vf_round_bf16(p[i] * (vf_load(work->dp + (m + i) * TILE_KEYS + j) - work->inner[r + i]));
+        *(vh_u *)((uint16_t *)(work->ds_rows + (m + i) * TILE_KEYS / 2) + j) = ds[i];
+      }
+      vf_store(p_row + j, vf_pair(p[0], p[1]));
+      vf_store(ds_row + j, vf_pair_bf16(ds[0], ds[1]));
+    }
+    for (int j = end; j < TILE_KEYS; j += VF_LANES) {
+      vf_store(p_row + j, (vf){0});
+      vf_store(ds_row + j, (vf){0});
+    }
+  }
+}
+
+/* A block's p and ds from its scores and do v', and dq += ds k if wanted. */
+static void block_rows(const struct attention_plan *plan, struct backward_work *work, int block, int32_t k0,
+                       const struct key_span *span, bool want_dq) {
+  int64_t ld = plan->ld;
+  int head_dim = plan->args->head_dim, start = span->first_vector * VF_LANES, row = block * TILE_ROWS;
+  float *p = work->p + row * TILE_KEYS, *ds = work->ds + row * TILE_KEYS;
+  cpu_tile_product(span->n_vectors, head_dim, work->q + row * ld, ld, work->keys + start, TILE_KEYS, p + start,
+                   TILE_KEYS, false);
+  cpu_tile_product(span->n_vectors, head_dim, work->d_o + row * ld, ld, work->values + start, TILE_KEYS, ds + start,
+                   TILE_KEYS, false);
+  if (span->masked) {
+    probabilities(plan, work, block, k0, span, true);
+  } else {
+    probabilities(plan, work, block, k0, span, false);
+  }
+  if (!want_dq) return;
+  cpu_tile_product((int)(ld / VF_LANES), span->end - span->begin, ds + span->begin, TILE_KEYS,
+                   work->key_rows + span->begin * ld, ld, work->dq + row * ld, ld, work->started >> block & 1);
+}
+
+/* The same with pairs; the span's ends may each take in a key that no row sees, whose ds is 0. */
+static void block_row_pairs(const struct attention_plan *plan, struct backward_work *work, int block, int32_t k0,
+                            const struct key_span *span, bool want_dq) {
+  int64_t ld = plan->ld, ld_pairs = plan->ld_pairs;
+  int depth = (plan->args->head_dim + 1) / 2, start = span->first_vector * VF_LANES, row = block * TILE_ROWS;
+  int begin = span->begin / 2, end = (span->end + 1) / 2;
+  cpu_pair_product(span->n_vectors, depth, work->q + row * ld_pairs, ld_pairs, work->keys + start, TILE_KEYS,
+                   work->score + start, TILE_KEYS, false);
+  cpu_pair_product(span->n_vectors, depth, work->d_o + row * ld_pairs, ld_pairs, work->values + start, TILE_KEYS,
+                   work->dp + start, TILE_KEYS, false);
+  if (span->masked) {
+    probability_pairs(plan, work, block, k0, span, true);
+  } else {
+    probability_pairs(plan, work, block, k0, span, false);
+  }
+  if (!want_dq) return;
+  cpu_pair_product((int)(ld / VF_LANES), end - begin, work->ds_rows + begin, TILE_KEYS / 2, work->key_rows + begin * ld,
+                   ld, work->dq + row * ld, ld, work->started >> block & 1);
+}
+
 /* Scores to p and ds of all blocks, and dq += ds k if wanted. */
 static void tile_rows(const struct backward *job, struct backward_work *work, int32_t k0, int n_keys, bool want_dq) {
   const struct attention_plan *plan = &job->plan;
   const struct query_tile *tile = &work->tile;
-  int64_t ld = plan->ld;
-  int head_dim = plan->args->head_dim;
   for (int block = 0; block < tile->n_blocks; block++) {
     struct key_span span;
     if (!key_span_find(plan, tile, block, k0, n_keys, &span)) continue;
-    int start = span.first_vector * VF_LANES, row = block * TILE_ROWS;
-    float *p = work->p + row * TILE_KEYS, *ds = work->ds + row * TILE_KEYS;
-    cpu_tile_product(span.n_vectors, head_dim, work->q + row * ld, ld, work->keys + start, TILE_KEYS, p + start,
-                     TILE_KEYS, false);
-    cpu_tile_product(span.n_vectors, head_dim, work->d_o + row * ld, ld, work->values + start, TILE_KEYS, ds + start,
-                     TILE_KEYS, false);
-    if (span.masked) {
-      probabilities(plan, work, block, k0, &span, true);
+    if (plan->pairs) {
+      block_row_pairs(plan, work, block, k0, &span, want_dq);
     } else {
-      probabilities(plan, work, block, k0, &span, false);
+      block_rows(plan, work, block, k0, &span, want_dq);
     }
-    if (!want_dq) continue;
-    cpu_tile_product((int)(ld / VF_LANES), span.end - span.begin, ds + span.begin, TILE_KEYS,
-                     work->key_rows + span.begin * ld, ld, work->dq + row * ld, ld, work->started >> block & 1);
-    work->started |= (uint64_t)1 << block;
+    if (want_dq) work->started |= (uint64_t)1 << block;
   }
 }
 
@@ -156,6 +263,7 @@ static void tile_columns(const struct backward *job, struct backward_work *work,
   const struct attention_plan *plan = &job->plan;
   const struct query_tile *tile = &work->tile;
   int64_t ld = plan->ld;
+  int n_vectors = (int)(ld / VF_LANES);
   for (int j = 0; j < n_keys; j += TILE_ROWS) {
     int last = j + TILE_ROWS < n_keys ? j + TILE_ROWS - 1 : n_keys - 1;
     int64_t begin = ((int64_t)k0 + j - tile->first) * tile->unit->n;
@@ -163,7 +271,16 @@ static void tile_columns(const struct backward *job, struct backward_work *work,
     begin = begin > 0 ? begin : 0;
     end = end < tile->n_rows ? end : tile->n_rows;
     if (begin >= end) continue;
-    int n_vectors = (int)(ld / VF_LANES), depth = (int)(end - begin);
+    if (plan->pairs) { /* a row taken in at either end is of the same block as its neighbour: p and ds are 0 there */
+      begin /= 2;
+      int depth = (int)((end + 1) / 2 - begin);
+      cpu_pair_product_t(n_vectors, depth, work->p + begin * TILE_KEYS + j, TILE_KEYS, work->d_o_pairs + begin * ld, ld,
+                         dv + j * ld, ld, true);
+      cpu_pair_product_t(n_vectors, depth, work->ds + begin * TILE_KEYS + j, TILE_KEYS, work->q_pairs + begin * ld, ld,
+                         dk + j * ld, ld, true);
+      continue;
+    }
+    int depth = (int)(end - begin);
     cpu_tile_product_t(n_vectors, depth, work->p + begin * TILE_KEYS + j, TILE_KEYS, work->d_o + begin * ld, ld,
                        dv + j * ld, ld, true);
     cpu_tile_product_t(n_vectors, depth, work->ds + begin * TILE_KEYS + j, TILE_KEYS, work->q + begin * ld, ld,
@@ -180,14 +297,15 @@ static void finish_queries(const struct backward *job, struct backward_work *wor
   cpu_attention_unpack(&job->plan, tile, work->dq, &job->plan.args->scale, true, job->dq);
 }
 
-/* q was scaled by scale log2 e, so dk = scale ds' q is ln 2 times the sum. */
+/* dk = scale ds' q. q was scaled by scale log2 e if f32: then that is ln 2 times the sum. */
 static void finish_keys(const struct backward *job, const struct backward_work *work, const struct segment *segment,
                         int kv, int32_t k0, int32_t n_keys) {
   int head_dim = job->plan.args->head_dim;
   int64_t column = (int64_t)kv * head_dim;
+  float factor = job->plan.pairs ? job->plan.args->scale : LN_2;
   for (int32_t j = 0; j < n_keys; j++) {
     int64_t row = (int64_t)segment->k + k0 + j;
-    cpu_tile_unpack(work->dk + j * job->plan.ld, head_dim, LN_2, job->dk, row, column);
+    cpu_tile_unpack(work->dk + j * job->plan.ld, head_dim, factor, job->dk, row, column);
     cpu_tile_unpack(work->dv + j * job->plan.ld, head_dim, 1, job->dv, row, column);
   }
 }
@@ -342,7 +460,7 @@ enum status cpu_attention_backward(struct device *d, const struct attention_args
                 owners_suffice(&load, args->n_kv_heads, args->n_segments, d->n_threads);
   struct backward job = {.d_o = d_o, .dq = dq, .dk = dk, .dv = dv};
   job.rows_kept = owners && all_keys > TILE_KEYS ? (int32_t)all_keys : TILE_KEYS;
-  TRY(cpu_attention_plan(d, args, backward_floats(ld, job.rows_kept), &job.plan));
+  TRY(cpu_attention_plan(d, args, backward_floats(ld, job.rows_kept, cpu_attention_pairs(args)), &job.plan));
   clear_uncovered(args, M, false, dq, (int64_t)args->n_heads * args->head_dim);
   clear_uncovered(args, M, true, dk, (int64_t)args->n_kv_heads * args->head_dim);
   clear_uncovered(args, M, true, dv, (int64_t)args->n_kv_heads * args->head_dim);

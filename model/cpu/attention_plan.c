@@ -44,7 +44,9 @@ enum status cpu_attention_plan(struct device *d, const struct attention_args *ar
   block = memory;
   *plan = (struct attention_plan){
       .args = args,
+      .pairs = cpu_attention_pairs(args),
       .ld = vf_round_up(args->head_dim),
+      .ld_pairs = vf_round_up((args->head_dim + 1) / 2),
       .window = args->window > 0 && args->window < INT32_MAX ? (int32_t)args->window : INT32_MAX,
       .tile_start = (int64_t *)block,
       .order = (int32_t *)(block + bytes[0]),
@@ -121,6 +123,22 @@ void cpu_attention_pack(const struct attention_plan *plan, const struct query_ti
   }
   size_t rest = (size_t)(tile->n_blocks * TILE_ROWS - tile->n_rows) * (size_t)plan->ld;
   memset(dst + tile->n_rows * plan->ld, 0, rest * sizeof *dst);
+}
+
+void cpu_attention_pack_pairs(const struct attention_plan *plan, const struct query_tile *tile, struct tensor_view x,
+                              float *dst) {
+  const struct attention_unit *unit = tile->unit;
+  size_t head_bytes = (size_t)plan->args->head_dim * sizeof(uint16_t), row_bytes = (size_t)plan->ld_pairs * sizeof *dst;
+  for (int i = 0; i < tile->n; i++) {
+    for (int h = 0; h < unit->n; h++, dst += plan->ld_pairs) {
+      const char *src = cpu_at(x, tile->row + i, (int64_t)plan->order[unit->first + h] * plan->args->head_dim);
+      const char *ahead = src + 8 * (size_t)x.ld * sizeof(uint16_t); /* as in tile_pack_row */
+      for (size_t at = 0; at < head_bytes; at += 64) __builtin_prefetch(ahead + at);
+      memcpy(dst, src, head_bytes);
+      memset((char *)dst + head_bytes, 0, row_bytes - head_bytes);
+    }
+  }
+  memset(dst, 0, (size_t)(tile->n_blocks * TILE_ROWS - tile->n_rows) * row_bytes);
 }
 
 void cpu_attention_unpack(const struct attention_plan *plan, const struct query_tile *tile, const float *src,

@@ -15,7 +15,9 @@ struct attention_unit {
 
 struct attention_plan {
   const struct attention_args *args;
+  bool pairs;                   /* tiles of bf16 pairs */
   int64_t ld;                   /* head_dim rounded up to whole vectors: floats of a packed row */
+  int64_t ld_pairs;             /* half of head_dim, likewise: words of a packed row of pairs */
   int32_t tile_positions;       /* query positions in a tile */
   int32_t window;               /* INT32_MAX: none */
   int64_t n_tiles;              /* query tiles of all segments */
@@ -27,6 +29,11 @@ struct attention_plan {
   float *work;                  /* [n_threads, work_floats] */
   int64_t work_floats;
 };
+
+/* Are tiles made of pairs? */
+static inline bool cpu_attention_pairs(const struct attention_args *args) {
+  return VF_PAIRS && args->q.dtype == DTYPE_BF16;
+}
 
 /* Sort the heads, number the tiles and find memory: work_floats floats for each thread. */
 enum status cpu_attention_plan(struct device *d, const struct attention_args *args, int64_t work_floats,
@@ -56,6 +63,9 @@ int cpu_attention_segment(const struct attention_plan *plan, int64_t tile);
 /* Pack a buffer of query rows for a tile: [n_blocks TILE_ROWS, ld], rows beyond the last are 0. */
 void cpu_attention_pack(const struct attention_plan *plan, const struct query_tile *tile, struct tensor_view x,
                         float scale, float *dst);
+/* Of bf16 buffers, as they are: pairs of columns [n_blocks TILE_ROWS, ld_pairs]. */
+void cpu_attention_pack_pairs(const struct attention_plan *plan, const struct query_tile *tile, struct tensor_view x,
+                              float *dst);
 /* The reverse: row r times scale[r], or times scale[0] throughout with `uniform`. */
 void cpu_attention_unpack(const struct attention_plan *plan, const struct query_tile *tile, const float *src,
                           const float *scale, bool uniform, struct tensor_view x);

@@ -3,8 +3,11 @@
  *
  * A tile is TILE_QUERIES rows of queries (positions of one segment, with the
  * heads of a group next to each other: row = position x heads + head) against
- * TILE_KEYS keys of one KV head. Tiles are f32 whatever the buffers hold; rows
- * are padded with zeros to whole vectors.
+ * TILE_KEYS keys of one KV head. Rows are padded with zeros to whole vectors.
+ *
+ * Tiles are f32 whatever the buffers hold, or, for bf16 buffers where the
+ * processor multiplies pairs of bf16 (VF_PAIRS), made of such pairs: a float of
+ * the tile is a word of two bf16 that are neighbours along the products' depth.
  */
 #ifndef LORASHARD_MODEL_CPU_ATTENTION_TILE_H
 #define LORASHARD_MODEL_CPU_ATTENTION_TILE_H
@@ -32,6 +35,12 @@ void cpu_tile_product(int n_vectors, int depth, const float *a, int64_t lda, con
 void cpu_tile_product_t(int n_vectors, int depth, const float *a, int64_t lda, const float *b, int64_t ldb, float *c,
                         int64_t ldc, bool add);
 
+/* The same for words of pairs; depth and lda count words. */
+void cpu_pair_product(int n_vectors, int depth, const float *a, int64_t lda, const float *b, int64_t ldb, float *c,
+                      int64_t ldc, bool add);
+void cpu_pair_product_t(int n_vectors, int depth, const float *a, int64_t lda, const float *b, int64_t ldb, float *c,
+                        int64_t ldc, bool add);
+
 /* One row of a tile: dst[ld] = scale x[row, column .. column + n), zeros from n on. The rows to come are asked for
  * ahead: a buffer's rows are far apart, and the processor does not foresee them. */
 VF_INLINE void tile_pack_row(enum dtype dtype, struct tensor_view x, int64_t row, int64_t column, int n, float scale,
@@ -51,6 +60,14 @@ void cpu_tile_pack(struct tensor_view x, int64_t row, int n_rows, int64_t column
 /* dst[n, TILE_KEYS] = x[row .. row + n_rows, column .. column + n)', with zeros for keys from n_rows up to whole
  * vectors. dst has room for n rounded up to whole vectors. */
 void cpu_tile_pack_transposed(struct tensor_view x, int64_t row, int n_rows, int64_t column, int n, float *dst);
+
+/* Of bf16 buffers: dst[n / 2, TILE_KEYS] = pairs of columns of the transpose, and dst[n_rows / 2, ld] = pairs of rows
+ * of x[row .. row + n_rows, column .. column + n); an odd one is paired with 0. Padding and room as above. */
+void cpu_pair_pack_transposed(struct tensor_view x, int64_t row, int n_rows, int64_t column, int n, float *dst);
+void cpu_pair_pack(struct tensor_view x, int64_t row, int n_rows, int64_t column, int n, float *dst, int64_t ld);
+
+/* dst[n_rows / 2, ld] = pairs of rows of bf16 tile rows [n_rows, 2 ld_pairs]; n_rows is even, 2 ld_pairs >= ld. */
+void cpu_pair_rows(const float *src, int64_t ld_pairs, int n_rows, float *dst, int64_t ld);
 
 /* x[row, column .. column + n) = scale src. */
 static inline void cpu_tile_unpack(const float *src, int n, float scale, struct tensor_view x, int64_t row,

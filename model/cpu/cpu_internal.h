@@ -105,6 +105,13 @@ void cpu_expand(enum dtype dtype, const void *restrict src, int64_t n, enum dtyp
 void cpu_expand_tile(const struct device *d, const struct weight *W, int64_t row, int64_t n_rows, int64_t column,
                      int64_t n_columns, enum dtype dst_dtype, void *dst);
 
+/* --- gemv.c -------------------------------------------------------------- */
+
+/* cpu_linear_forward for 1 to CPU_GEMV_ROWS rows and n_in >= 1. */
+enum { CPU_GEMV_ROWS = 4 };
+void cpu_gemv(const struct device *d, int64_t M, struct tensor_view x, const struct weight *W, const float *bias,
+              struct tensor_view y, bool accumulate);
+
 /* --- gemm_onednn.c ------------------------------------------------------- */
 
 /* c[m, n] = a[m, k] b[k, n] + bias[n], or += with accumulate; f32 sums. a is

@@ -5,6 +5,7 @@
  * where it lies; any other is expanded a tile at a time into one scratch
  * block, small enough to stay in cache until its product has read it. Tiles
  * cut the output's columns, never a sum, so that the result is rounded once.
+ * A few rows alone go another way, gemv.c.
  */
 #include "model/cpu/cpu_internal.h"
 
@@ -37,6 +38,10 @@ enum status cpu_linear_forward(struct device *d, int64_t M, struct tensor_view x
   if (M == 0 || W->n_out == 0) return STATUS_OK;
   if (W->n_in == 0) { /* an empty row-parallel shard */
     without_terms(d, M, W->n_out, bias, accumulate, y);
+    return STATUS_OK;
+  }
+  if (M <= CPU_GEMV_ROWS) {
+    cpu_gemv(d, M, x, W, bias, y, accumulate);
     return STATUS_OK;
   }
   bool in_place = W->dtype == x.dtype;

@@ -154,6 +154,48 @@ VF_INLINE void vf_put_row(enum dtype dtype, void *row, int64_t i, int64_t n, vf 
   }
 }
 
+/* --- pairs of bf16 --------------------------------------------------------- */
+
+/* A lane of 32 bits holds two bf16, the first in its low half; where the processor multiplies such pairs
+ * (VF_PAIRS), a product of two bf16 matrices takes half the instructions. Denormal numbers count as 0 there. */
+#ifdef __AVX512BF16__
+#define VF_PAIRS 1
+#else
+#define VF_PAIRS 0
+#endif
+
+/* sum + a b over both numbers of each lane; products are exact, sums rounded to f32. */
+VF_INLINE vf vf_add_pairs(vf sum, vf a, vf b) {
+#if VF_PAIRS
+  return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+#else
+  sum += (vf)((vu)a << 16) * (vf)((vu)b << 16);
+  return sum + (vf)((vu)a & 0xffff0000u) * (vf)((vu)b & 0xffff0000u);
+#endif
+}
+
+/* The word at p in all lanes; never touched as a number, which would change infinities beside other bits. */
+VF_INLINE vf vf_set_pair(const float *p) {
+  int32_t word;
+  memcpy(&word, p, sizeof word);
+  return (vf)(word - (vi){0});
+}
+
+/* Round to bf16. */
+VF_INLINE vh vf_round_bf16(vf x) {
+#if VF_PAIRS
+  return (vh)_mm512_cvtneps_pbh((__m512)x);
+#else
+  return vf_to_bf16(x);
+#endif
+}
+
+/* Lanes of `first` and `second` side by side as pairs. */
+VF_INLINE vf vf_pair_bf16(vh first, vh second) {
+  return (vf)(__builtin_convertvector(first, vu) | __builtin_convertvector(second, vu) << 16);
+}
+VF_INLINE vf vf_pair(vf first, vf second) { return vf_pair_bf16(vf_round_bf16(first), vf_round_bf16(second)); }
+
 /* --- exponentials ---------------------------------------------------------- */
 
 VF_INLINE vf vf_round(vf x) {

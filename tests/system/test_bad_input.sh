@@ -138,6 +138,8 @@ train_refused 1 "outside the base's vocabulary of 512; use the base's own tokeni
 train_refused 2 'absent.jsonl: cannot open' --set data.train=absent.jsonl
 mkdir folder.jsonl
 train_refused 2 'folder.jsonl: not a regular file' --set data.train=folder.jsonl
+mkfifo pipe.jsonl
+train_refused 2 'pipe.jsonl: not a regular file' --set data.train=pipe.jsonl
 train_refused 2 'job.yaml: unknown ending; use .jsonl, .txt or .bin' --set data.train=job.yaml
 # with LINES...: d.jsonl holds these lines.
 with() { printf '%s\n' "$@" >d.jsonl; }
