@@ -80,7 +80,9 @@ static enum status run(int argc, char **argv) {
   if (a.model.done) return STATUS_OK;
   memset(&config, 0, sizeof config);
   enum status status = ranks_agree(model_args_configure(&a.model, &config));
-  if (status == STATUS_OK) status = model_args_open(&a.model, &config, 0, false, &job);
+  struct string_list files = {(char **)a.data.items, a.data.n};
+  struct job_options options = {.no_text = evaluate_only_ids(&files)};
+  if (status == STATUS_OK) status = model_args_open(&a.model, &config, options, &job);
   if (status == STATUS_OK) status = evaluate(&a, &job, &data, &batcher);
   batcher_destroy(&batcher);
   dataset_close(&data);

@@ -146,7 +146,8 @@ static enum status run(int argc, char **argv) {
   memset(&config, 0, sizeof config);
   enum status status = ranks_agree(model_args_configure(&a.model, &config));
   if (status == STATUS_OK) status = ranks_agree(prompt_ids(&a, &config, &ids));
-  if (status == STATUS_OK) status = model_args_open(&a.model, &config, ids.n + request.max_tokens, true, &job);
+  struct job_options options = {.n_positions = ids.n + request.max_tokens, .clamp_positions = true};
+  if (status == STATUS_OK) status = model_args_open(&a.model, &config, options, &job);
   if (status == STATUS_OK) status = generate(&a, &request, &job, &ids);
   token_list_free(&ids);
   job_close(&job);

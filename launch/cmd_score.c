@@ -117,7 +117,8 @@ static enum status run(int argc, char **argv) {
   memset(&config, 0, sizeof config);
   enum status status = ranks_agree(model_args_configure(&a.model, &config));
   if (status == STATUS_OK) status = ranks_agree(sequence(&a, &config, &list));
-  if (status == STATUS_OK) status = model_args_open(&a.model, &config, list.n - 1, false, &job);
+  struct job_options options = {.n_positions = list.n - 1, .no_text = true};
+  if (status == STATUS_OK) status = model_args_open(&a.model, &config, options, &job);
   if (status == STATUS_OK) status = score(&job, &list);
   token_list_free(&list);
   job_close(&job);

@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "launch/cli.h"
+#include "launch/evaluate.h"
 #include "launch/ranks.h"
 #include "launch/train_loop.h"
 
@@ -64,6 +65,7 @@ static enum status run(int argc, char **argv) {
   memset(&config, 0, sizeof config);
   enum status status = ranks_agree(configure(&a, &config));
   struct job_options options = {.adapter = config.lora.adapter, .fresh_adapters = true, .any_base = a.any_base};
+  options.no_text = evaluate_only_ids(&config.data.train) && evaluate_only_ids(&config.data.eval);
   if (status == STATUS_OK) status = job_open(&config, &options, &job);
   if (status == STATUS_OK) {
     job_describe(&job);

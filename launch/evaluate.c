@@ -1,8 +1,17 @@
 #include "launch/evaluate.h"
 
 #include <math.h>
+#include <string.h>
 
 #include "launch/ranks.h"
+
+bool evaluate_only_ids(const struct string_list *files) {
+  for (int i = 0; i < files->n; i++) {
+    size_t length = strlen(files->items[i]);
+    if (length < 4 || strcmp(files->items[i] + length - 4, ".bin") != 0) return false;
+  }
+  return true;
+}
 
 static enum status wait_for_all(void *control) { return comm_barrier(control); }
 

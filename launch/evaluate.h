@@ -14,6 +14,9 @@ struct evaluation {
   bool interrupted; /* a rank was asked to stop: the rest is not set */
 };
 
+/* True if all files are .bin: token ids, no text. */
+bool evaluate_only_ids(const struct string_list *files);
+
 /* Open files as a dataset the way config.data says; workers are the job's ranks.
  * cache_dir may be NULL. Collective, agreed. */
 enum status evaluate_open_data(const struct job *job, const struct string_list *files, const char *cache_dir,

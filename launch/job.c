@@ -25,13 +25,21 @@ static enum weight_storage storage(const struct config *config) {
   }
 }
 
-static enum status open_base(struct job *job) {
+/* job->tokenizer stays NULL where the base has none, or has one that is not supported and not needed. */
+static enum status open_tokenizer(struct job *job, bool needed) {
+  enum status status = tokenizer_open(job->config->base, &job->tokenizer);
+  if (status == STATUS_OK || needed) return status;
+  log_warn("going on without a tokenizer: %s", status_message());
+  return STATUS_OK;
+}
+
+static enum status open_base(struct job *job, const struct job_options *options) {
   const struct config *config = job->config;
   if (!config->base || !*config->base)
     return status_set(STATUS_USAGE, "no base model given: set base (a folder or a .gguf file)");
   TRY(base_model_open(config->base, &job->source));
   TRY(base_model_fingerprint(job->source, job->fingerprint));
-  return tokenizer_open(config->base, &job->tokenizer);
+  return open_tokenizer(job, !options->no_text);
 }
 
 /* Layout errors first, before any weight is read. */
@@ -69,7 +77,7 @@ static enum status open_model(struct job *job, const struct job_options *options
 static enum status open_local(struct job *job, const struct job_options *options) {
   const char *device = job->config->device && *job->config->device ? job->config->device : "auto";
   TRY(device_open(device, cores_take_share(job->mesh->node_rank, job->mesh->node_size), &job->device));
-  TRY(open_base(job));
+  TRY(open_base(job, options));
   TRY(plan_layout(job, options));
   TRY(adapter_plan_make(job, options)); /* wrong targets show before the base is read */
   TRY(open_model(job, options));

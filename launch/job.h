@@ -28,6 +28,7 @@ struct job {
 struct job_options {
   const char *adapter;  /* path of an adapter to start from or evaluate; NULL or "": none */
   bool fresh_adapters;  /* without `adapter`: new ones as lora.* says */
+  bool no_text;         /* nothing is tokenised: a tokenizer that cannot be read is no failure */
   bool any_base;        /* accept an adapter made for another base */
   int64_t n_positions;  /* longest sequence; 0: config's data.seq_len */
   bool clamp_positions; /* no more than the model's learned positions (see model->n_positions) */

@@ -16,9 +16,9 @@ enum status model_args_configure(const struct model_args *args, struct config *c
   return config_check(config, false);
 }
 
-enum status model_args_open(const struct model_args *args, const struct config *config, int64_t n_positions, bool clamp,
+enum status model_args_open(const struct model_args *args, const struct config *config, struct job_options options,
                             struct job *job) {
-  struct job_options options = {
-      .adapter = args->adapter, .any_base = args->any_base, .n_positions = n_positions, .clamp_positions = clamp};
+  options.adapter = args->adapter;
+  options.any_base = args->any_base;
   return job_open(config, &options, job);
 }

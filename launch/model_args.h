@@ -32,10 +32,9 @@ struct model_args {
 /* Settings from the arguments: defaults, --set, then --base. STATUS_USAGE without a base. */
 enum status model_args_configure(const struct model_args *args, struct config *config);
 
-/* Open base and adapter on all ranks for sequences of n_positions (0:
- * data.seq_len), or, with `clamp`, of as many as the model's learned positions
- * allow. Collective, agreed. */
-enum status model_args_open(const struct model_args *args, const struct config *config, int64_t n_positions, bool clamp,
+/* Open base and adapter on all ranks; `options` says the rest (n_positions, ...).
+ * Collective, agreed. */
+enum status model_args_open(const struct model_args *args, const struct config *config, struct job_options options,
                             struct job *job);
 
 #endif

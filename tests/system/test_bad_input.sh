@@ -126,6 +126,8 @@ rm -r run
 works '"logprobs": \[null, -' score --base base --ids '1 403 407'
 edited 's/"type": *"BPE"/"type": "Unigram"/' tokenizer.json
 train_refused 1 'tokenizer.json: model "Unigram" is not supported' --set base=base
+works 'without a tokenizer: .*"Unigram" is not supported' train job.yaml --set base=base --set data.train=tokens.bin
+rm -r run
 edited 's/"type": *"Prepend"/"type": "Precompiled"/' tokenizer.json
 train_refused 1 'tokenizer.json: normalizer "Precompiled" is not supported' --set base=base
 copy && mv base/tokenizer.json base/tokenizer.model
