@@ -5,6 +5,7 @@
 
 #include "io/quant.h"
 
+#define TURN_LINES   16
 #define BUFFER_BYTES ((size_t)4 << 20) /* of a piece on its way through conversion */
 
 enum status read_list_add(struct read_list *list, struct read_item item) {
@@ -83,28 +84,35 @@ static enum status read_rows(const struct read_item *item, struct tensor_source 
   return STATUS_OK;
 }
 
-/* Stored [in, out]: read runs of input rows and turn them. dst row length is
- * item->columns.n elements. */
+static void store_one(enum dtype dtype, void *dst, int64_t at, float value) {
+  if (dtype == DTYPE_F32)
+    ((float *)dst)[at] = value;
+  else
+    ((uint16_t *)dst)[at] = dtype == DTYPE_F16 ? f32_to_f16(value) : f32_to_bf16(value);
+}
+
+/* Columns [column, column + n_lines) of dst [n, n_columns] from as many lines of n values. */
+static void store_turned(enum dtype dtype, const float *lines, int64_t n_lines, int64_t n, void *dst, int64_t n_columns,
+                         int64_t column) {
+  for (int64_t r = 0; r < n; r++)
+    for (int64_t k = 0; k < n_lines; k++) store_one(dtype, dst, r * n_columns + column + k, lines[k * n + r]);
+}
+
+/* Stored [in, out]: read runs of input rows and turn them, TURN_LINES at a time so
+ * that each write fills a cache line. dst row length is item->columns.n elements. */
 static enum status read_turned(const struct read_item *item, struct tensor_source *source, int64_t row, int64_t n,
                                char *dst, char *buffer, float *wide) {
   enum dtype from = item->info->dtype;
   size_t from_row = dtype_bytes(from, n);
-  int64_t batch = (int64_t)(BUFFER_BYTES / from_row);
+  int64_t batch = (int64_t)(BUFFER_BYTES / from_row) / TURN_LINES * TURN_LINES;
   if (batch < 1) batch = 1;
   for (int64_t done = 0; done < item->columns.n; done += batch) {
     int64_t now = item->columns.n - done < batch ? item->columns.n - done : batch;
     TRY(source->read(source, item->info, item->columns.first + done, now, row, n, buffer, from_row));
-    for (int64_t c = 0; c < now; c++) {
-      quant_expand_f32(from, buffer + (size_t)c * from_row, n, wide);
-      for (int64_t r = 0; r < n; r++) {
-        int64_t at = r * item->columns.n + done + c;
-        if (item->dtype == DTYPE_F32)
-          ((float *)dst)[at] = wide[r];
-        else if (item->dtype == DTYPE_F16)
-          ((uint16_t *)dst)[at] = f32_to_f16(wide[r]);
-        else
-          ((uint16_t *)dst)[at] = f32_to_bf16(wide[r]);
-      }
+    for (int64_t c = 0; c < now; c += TURN_LINES) {
+      int64_t lines = now - c < TURN_LINES ? now - c : TURN_LINES;
+      quant_expand_f32(from, buffer + (size_t)c * from_row, lines * n, wide);
+      store_turned(item->dtype, wide, lines, n, dst, item->columns.n, done + c);
     }
   }
   return STATUS_OK;
@@ -157,7 +165,7 @@ enum status read_list_run(const struct read_list *list, struct tensor_source *so
   size_t buffer_bytes = (size_t)longest * sizeof(float);
   if (buffer_bytes < BUFFER_BYTES) buffer_bytes = BUFFER_BYTES;
   char *buffer = malloc(buffer_bytes);
-  float *wide = malloc((size_t)longest * sizeof(float));
+  float *wide = malloc((size_t)longest * TURN_LINES * sizeof(float));
   if (!buffer || !wide) {
     status = status_set(STATUS_SYSTEM, "out of memory for a read buffer of %zu bytes", buffer_bytes);
     goto out;
