@@ -81,11 +81,6 @@ static inline double rng_uniform(uint64_t seed, enum rng_purpose purpose, uint32
   return rng_to_double(rng_u32(seed, purpose, a, b, c, index));
 }
 
-static inline float rng_uniform_float(uint64_t seed, enum rng_purpose purpose, uint32_t a, uint32_t b, uint32_t c,
-                                      uint64_t index) {
-  return rng_to_float(rng_u32(seed, purpose, a, b, c, index));
-}
-
 /* A standard normal number by Box-Muller in double: elements 4k and 4k + 1 are
  * the cosine and sine branch of words 0 and 1 of block k, 4k + 2 and 4k + 3 of
  * words 2 and 3. At most 6.8 in size. */

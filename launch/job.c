@@ -82,6 +82,7 @@ static enum status open_local(struct job *job, const struct job_options *options
   TRY(adapter_plan_make(job, options)); /* wrong targets show before the base is read */
   TRY(open_model(job, options));
   adapter_plan_attach(job);
+  log_debug("%" PRIu64 " bytes of weights read", job->source->bytes_read);
   return STATUS_OK;
 }
 

@@ -32,10 +32,3 @@ void memory_release(struct memory_table *table, struct device *device) {
   free(table->entries);
   memset(table, 0, sizeof *table);
 }
-
-size_t memory_named(const struct memory_table *table, const char *name) {
-  size_t sum = 0;
-  for (int i = 0; i < table->n; i++)
-    if (strcmp(table->entries[i].name, name) == 0) sum += table->entries[i].bytes;
-  return sum;
-}

@@ -35,7 +35,4 @@ enum status memory_commit(struct memory_table *table, struct device *device);
 /* Free arena and table; fine on a zeroed table. */
 void memory_release(struct memory_table *table, struct device *device);
 
-/* Sum of bytes of the entries called `name`. */
-size_t memory_named(const struct memory_table *table, const char *name);
-
 #endif
