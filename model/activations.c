@@ -14,7 +14,7 @@ static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 static enum status add_view(struct memory_table *table, const char *name, int64_t rows, int64_t cols, enum dtype dtype,
                             struct tensor_view *view) {
   *view = (struct tensor_view){NULL, cols, dtype};
-  return memory_add(table, name, (size_t)(rows * cols) * (dtype == DTYPE_F32 ? 4 : 2), &view->data);
+  return memory_add(table, name, dtype_bytes(dtype, rows * cols), &view->data);
 }
 
 static enum status add_floats(struct memory_table *table, const char *name, int64_t n, float **slot) {

@@ -2,20 +2,13 @@
 
 #include "model/linear.h"
 
-/* Columns [first, ...) of a view. */
-static struct tensor_view columns(struct tensor_view view, int64_t first) {
-  view.data = (char *)view.data + (size_t)first * (view.dtype == DTYPE_F32 ? 4 : 2);
-  return view;
-}
-static struct tensor_view rows(struct tensor_view view, int64_t first) { return columns(view, first * view.ld); }
-
 /* q, k and v within a [M, (H + 2G) E] buffer. */
 struct qkv_views {
   struct tensor_view q, k, v;
 };
 static struct qkv_views split_qkv(const struct model *m, struct tensor_view qkv) {
   int64_t E = m->facts.head_dim, H = m->shard.heads.n, G = m->shard.kv_heads.n;
-  return (struct qkv_views){qkv, columns(qkv, H * E), columns(qkv, (H + G) * E)};
+  return (struct qkv_views){qkv, tensor_view_columns(qkv, H * E), tensor_view_columns(qkv, (H + G) * E)};
 }
 
 static struct attention_args arguments(const struct model *m, const struct batch *b, int layer, struct layer_saved *s) {
@@ -53,15 +46,15 @@ static enum status rotate(struct model *m, const struct batch *b, struct tensor_
 static enum status clear_padding(struct model *m, const struct batch *b, struct layer_saved *s) {
   int64_t used = 0;
   if (b->n_segments) used = b->segments[b->n_segments - 1].q + b->segments[b->n_segments - 1].n_q;
-  return m->ops->zero(m->device, b->M - used, m->shard.heads.n * m->facts.head_dim, rows(s->attn, used));
+  return m->ops->zero(m->device, b->M - used, m->shard.heads.n * m->facts.head_dim, tensor_view_rows(s->attn, used));
 }
 
 /* Append this batch's k and v to the cache and let attention read from there. */
 static enum status through_cache(struct model *m, const struct batch *b, int layer, struct attention_args *args) {
   struct kv_cache *cache = m->cache;
   int64_t width = m->shard.kv_heads.n * m->facts.head_dim;
-  TRY(m->ops->cast(m->device, b->M, width, args->k, rows(cache->k[layer], cache->length)));
-  TRY(m->ops->cast(m->device, b->M, width, args->v, rows(cache->v[layer], cache->length)));
+  TRY(m->ops->cast(m->device, b->M, width, args->k, tensor_view_rows(cache->k[layer], cache->length)));
+  TRY(m->ops->cast(m->device, b->M, width, args->v, tensor_view_rows(cache->v[layer], cache->length)));
   args->k = cache->k[layer];
   args->v = cache->v[layer];
   return STATUS_OK;
@@ -73,7 +66,7 @@ enum status attention_sublayer_forward(struct model *m, const struct batch *b, i
   struct activations *a = &m->acts;
   int64_t H = m->shard.heads.n, G = m->shard.kv_heads.n;
   struct qkv_views to = split_qkv(m, s->qkv), raw = to;
-  if (f->qk_norm) raw = (struct qkv_views){s->qk_raw, columns(s->qk_raw, H * f->head_dim), to.v};
+  if (f->qk_norm) raw = (struct qkv_views){s->qk_raw, tensor_view_columns(s->qk_raw, H * f->head_dim), to.v};
   TRY(linear_column_forward(m, b, layer, MODULE_Q, a->n, raw.q, s->h[MODULE_Q]));
   TRY(linear_column_forward(m, b, layer, MODULE_K, a->n, raw.k, s->h[MODULE_K]));
   TRY(linear_column_forward(m, b, layer, MODULE_V, a->n, raw.v, s->h[MODULE_V]));
@@ -102,7 +95,7 @@ enum status attention_sublayer_backward(struct model *m, const struct batch *b, 
   TRY(rotate(m, b, d.q, H, true));
   TRY(rotate(m, b, d.k, G, true));
   if (f->qk_norm) {
-    struct tensor_view k_raw = columns(s->qk_raw, H * f->head_dim);
+    struct tensor_view k_raw = tensor_view_columns(s->qk_raw, H * f->head_dim);
     TRY(m->ops->head_norm_backward(m->device, b->M, (int)H, (int)f->head_dim, s->qk_raw, w->q_norm, s->q_stats, d.q,
                                    d.q));
     TRY(m->ops->head_norm_backward(m->device, b->M, (int)G, (int)f->head_dim, k_raw, w->k_norm, s->k_stats, d.k, d.k));

@@ -4,11 +4,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-static struct tensor_view from_row(struct tensor_view view, int64_t row) {
-  view.data = (char *)view.data + (size_t)(row * view.ld) * (view.dtype == DTYPE_F32 ? 4 : 2);
-  return view;
-}
-
 /* Rows of x_end -> head_n (or head_e): the head's input, whole. */
 static enum status head_input(struct model *m, const int32_t *rows, int64_t n, struct tensor_view *input) {
   struct activations *a = &m->acts;
@@ -41,7 +36,7 @@ static enum status chunk_statistics(struct model *m, int64_t n, const int32_t *t
 static enum status chunk_backward(struct model *m, int64_t first, int64_t n, const float *max, const float *sum,
                                   float g) {
   struct activations *a = &m->acts;
-  struct tensor_view de = from_row(m->weights.project_out.data ? a->head_de : a->head_dn, first);
+  struct tensor_view de = tensor_view_rows(m->weights.project_out.data ? a->head_de : a->head_dn, first);
   TRY(m->ops->xent_backward(m->device, n, m->shard.vocab.n, a->logits, max, sum, a->targets + first,
                             m->shard.vocab.first, g, a->dlogits));
   return m->ops->linear_backward(m->device, n, a->dlogits, &m->weights.head, de, false); /* partial */
@@ -83,7 +78,7 @@ enum status head_loss(struct model *m, const struct batch *b, bool backward, flo
   for (int64_t first = 0; first < n; first += a->chunk) {
     int64_t now = n - first < a->chunk ? n - first : a->chunk;
     float *max = a->xent, *sum = max + now, *target = sum + now;
-    TRY(m->ops->linear_forward(m->device, now, from_row(input, first), &m->weights.head, m->weights.head_bias,
+    TRY(m->ops->linear_forward(m->device, now, tensor_view_rows(input, first), &m->weights.head, m->weights.head_bias,
                                a->logits, false)); /* shard of the vocabulary */
     TRY(chunk_statistics(m, now, a->targets + first, max, sum));
     for (int64_t i = 0; i < now; i++) {
@@ -118,7 +113,7 @@ enum status head_logits(struct model *m, const int32_t *rows, int64_t n, float *
   TRY(head_input(m, rows, n, &input));
   for (int64_t first = 0; first < n; first += a->chunk) {
     int64_t now = n - first < a->chunk ? n - first : a->chunk;
-    TRY(m->ops->linear_forward(m->device, now, from_row(input, first), &m->weights.head, m->weights.head_bias,
+    TRY(m->ops->linear_forward(m->device, now, tensor_view_rows(input, first), &m->weights.head, m->weights.head_bias,
                                a->logits, false));
     TRY(gather_vocabulary(m, now, a->logits.data, logits + first * m->facts.n_vocab));
   }

@@ -32,6 +32,15 @@ struct tensor_view {
   enum dtype dtype; /* DTYPE_F32 or DTYPE_BF16 */
 };
 
+/* The part of a view from a column, or a row, on. */
+static inline struct tensor_view tensor_view_columns(struct tensor_view view, int64_t first) {
+  view.data = (char *)view.data + dtype_bytes(view.dtype, first);
+  return view;
+}
+static inline struct tensor_view tensor_view_rows(struct tensor_view view, int64_t first) {
+  return tensor_view_columns(view, first * view.ld);
+}
+
 /* A frozen weight [n_out, n_in], any dtype; rows contiguous. Expanded tile by
  * tile next to the product where its dtype is not the activations'. */
 struct weight {

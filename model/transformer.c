@@ -85,7 +85,7 @@ enum status kv_cache_create(struct model *m, int64_t capacity, struct kv_cache *
   cache->k = calloc((size_t)L, sizeof *cache->k);
   cache->v = calloc((size_t)L, sizeof *cache->v);
   enum status status = cache->k && cache->v ? STATUS_OK : status_set(STATUS_SYSTEM, "out of memory for the cache");
-  size_t bytes = (size_t)(capacity * width) * (m->act == DTYPE_F32 ? 4 : 2);
+  size_t bytes = dtype_bytes(m->act, capacity * width);
   for (int64_t layer = 0; layer < L && status == STATUS_OK; layer++) {
     cache->k[layer] = cache->v[layer] = (struct tensor_view){NULL, width, m->act};
     status = memory_add(&cache->memory, "k", bytes, &cache->k[layer].data);

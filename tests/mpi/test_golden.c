@@ -12,8 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "golden_case.h"
-#include "launch/batcher.h"
+#include "golden_step.h"
 #include "lora/adamw.h"
 #include "lora/gradient.h"
 
@@ -24,12 +23,6 @@ static const char *const cases[] = {
 
 static int n_run;                                       /* cases x micro-batch sizes */
 static double worst_logit, worst_gradient, worst_curve; /* as shares of their tolerances */
-
-static double largest(const float *x, int64_t n) {
-  double most = 0;
-  for (int64_t i = 0; i < n; i++) most = fmax(most, fabs((double)x[i]));
-  return most;
-}
 
 /* Compare [rows, cols] parts; returns the worst share of the tolerance. */
 static double compare(const char *what, const char *name, const float *got, const float *want, int64_t n,
@@ -55,26 +48,9 @@ static void check_logits(struct golden_case *golden, struct golden_model *m) {
   for (int64_t i = 0; i < M; i++) rows[i] = (int32_t)i;
   struct batch batch = golden_batch(golden, 0, golden->rows);
   golden_must(transformer_logits(m->model, &batch, rows, M, got));
-  worst_logit = fmax(worst_logit, compare(golden->folder, "logits", got, want, n, 1e-5 * largest(want, n)));
+  worst_logit = fmax(worst_logit, compare(golden->folder, "logits", got, want, n, 1e-5 * golden_largest(want, n)));
   free(want);
   free(got);
-}
-
-/* Gradients of one step, reduced; returns the loss. */
-static double backward(struct golden_case *golden, struct golden_model *m, int64_t micro_batch) {
-  int64_t first, count;
-  double loss = 0;
-  param_list_zero_gradients(&m->adapters.params);
-  batcher_deal(golden->rows, m->mesh->n_dp, m->mesh->dp_rank, &first, &count);
-  for (int64_t i = 0; i < count; i += micro_batch) {
-    int64_t n = count - i < micro_batch ? count - i : micro_batch;
-    struct batch batch = golden_batch(golden, first + i, n);
-    golden_must(transformer_train(m->model, &batch, 1.0f / (float)golden->n_targets, &loss));
-  }
-  golden_must(gradient_reduce(&m->adapters.params, m->mesh));
-  if (m->mesh->tp_rank != 0) loss = 0;
-  golden_must(comm_all_reduce_f64(m->mesh->control, &loss, 1, REDUCE_SUM));
-  return loss / (double)golden->n_targets;
 }
 
 static void check_gradient(struct golden_case *golden, const struct param *p) {
@@ -85,7 +61,7 @@ static void check_gradient(struct golden_case *golden, const struct param *p) {
   snprintf(name, sizeof name, "grad.layers.%d.%s.%s", layer, module, p->name);
   float *want = golden_tensor(golden, name, &n);
   golden_check(n == p->rows * p->cols, "%s: size", name);
-  double tolerance = 1e-4 * largest(want, n);
+  double tolerance = 1e-4 * golden_largest(want, n);
   for (int64_t row = 0; row < p->part_rows; row++)
     worst_gradient = fmax(worst_gradient, compare(golden->folder, name, p->g + row * p->part_cols,
                                                   want + (p->row + row) * p->cols + p->col, p->part_cols, tolerance));
@@ -95,10 +71,7 @@ static void check_gradient(struct golden_case *golden, const struct param *p) {
 static void check_curve(struct golden_case *golden, struct golden_model *m, int64_t micro_batch) {
   struct adamw_settings settings = {1e-2, 0.9, 0.999, 1e-8, 0.01};
   for (int step = 0; step < GOLDEN_STEPS; step++) {
-    double loss = backward(golden, m, micro_batch), square;
-    golden_must(gradient_square_share(m->device, &m->adapters.params, m->mesh, &square));
-    golden_must(comm_all_reduce_f64(m->mesh->control, &square, 1, REDUCE_SUM));
-    double norm = sqrt(square);
+    double loss = golden_gradient(golden, m, micro_batch), norm = golden_norm(m);
     double loss_error = fabs(loss - golden->losses[step]) / (1e-4 * golden->losses[step]);
     double norm_error = fabs(norm - golden->grad_norms[step]) / (1e-3 * golden->grad_norms[step]);
     golden_check(loss_error <= 1, "%s step %d: loss %.9g, golden %.9g", golden->folder, step, loss,
@@ -135,7 +108,7 @@ static void run_case(const char *name, struct mesh *mesh, int64_t micro_batch) {
   n_run++;
   golden_model_open(&golden, mesh, DTYPE_F32, &m);
   check_logits(&golden, &m);
-  double loss = backward(&golden, &m, micro_batch);
+  double loss = golden_gradient(&golden, &m, micro_batch);
   golden_check(fabs(loss - golden.loss) <= 1e-5 * golden.loss, "%s: loss %.9g, golden %.9g", name, loss, golden.loss);
   if (strcmp(golden.modules[0].name, "fused") != 0) {
     for (int i = 0; i < m.adapters.params.n; i++) check_gradient(&golden, &m.adapters.params.items[i]);
