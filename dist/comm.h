@@ -5,6 +5,12 @@
  * the size of the reduced buffer to its bytes; a group of one does nothing and
  * counts nothing. Ranks of a group call the same operations in the same order.
  * Errors: STATUS_PEER with the operation's name.
+ *
+ * A group works on host memory over MPI until mesh_use_device gives it a device:
+ * from then on comm_all_reduce_f32 and comm_all_gather take device memory. They
+ * are queued behind the device's work and need not have finished on return; what
+ * the device does next sees their results. The f64, broadcast and barrier calls
+ * always take host memory and have finished on return.
  */
 #ifndef LORASHARD_DIST_COMM_H
 #define LORASHARD_DIST_COMM_H
@@ -41,8 +47,15 @@ enum status comm_broadcast(struct comm *comm, void *data, size_t bytes, int root
 
 enum status comm_barrier(struct comm *comm);
 
+/* Calls between begin and end may travel as one (NCCL groups); their results are
+ * there after end. Groups do not nest. */
+enum status comm_group_begin(void);
+enum status comm_group_end(void);
+
 /* Counts since the last reset. */
 struct comm_counts comm_counts(const struct comm *comm);
 void comm_reset_counts(struct comm *comm);
+/* Count what a recorded graph repeats without calling. */
+void comm_add_counts(struct comm *comm, struct comm_counts counts);
 
 #endif

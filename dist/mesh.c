@@ -1,5 +1,6 @@
 #include "dist/mesh.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -63,6 +64,7 @@ static enum status make_group(const char *name, int color, int rank, struct comm
   if (!comm) return status_set(STATUS_SYSTEM, "out of memory for group %s", name);
   comm->name = name;
   comm->size = 1;
+  comm->ops = &comm_mpi_ops;
   comm->mpi = MPI_COMM_NULL;
   *comm_p = comm;
   if (!mpi_running) return STATUS_OK;
@@ -72,16 +74,40 @@ static enum status make_group(const char *name, int color, int rank, struct comm
   return STATUS_OK;
 }
 
+/* The ranks of this machine. */
+static enum status split_node(int rank, MPI_Comm *node_p) {
+  return comm_check(MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, rank, MPI_INFO_NULL, node_p),
+                    "MPI_Comm_split_type");
+}
+
 static enum status find_node(struct mesh *mesh) {
   mesh->node_size = 1;
   mesh->node_rank = 0;
   if (!mpi_running) return STATUS_OK;
   MPI_Comm node;
-  TRY(comm_check(MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, mesh->rank, MPI_INFO_NULL, &node),
-                 "MPI_Comm_split_type"));
+  TRY(split_node(mesh->rank, &node));
   MPI_Comm_size(node, &mesh->node_size);
   MPI_Comm_rank(node, &mesh->node_rank);
   return comm_check(MPI_Comm_free(&node), "MPI_Comm_free");
+}
+
+enum status mesh_device_sharers(const struct mesh *mesh, const char *identity, int *sharers_p) {
+  enum status status = STATUS_OK;
+  char own[64] = "", other[sizeof own];
+  int sharers = mpi_running ? 0 : 1;
+  if (mpi_running) {
+    MPI_Comm node;
+    TRY(split_node(mesh->rank, &node));
+    snprintf(own, sizeof own, "%s", identity);
+    for (int r = 0; r < mesh->node_size && status == STATUS_OK; r++) {
+      memcpy(other, own, sizeof own);
+      status = comm_check(MPI_Bcast(other, sizeof other, MPI_BYTE, r, node), "MPI_Bcast");
+      sharers += strcmp(other, own) == 0;
+    }
+    MPI_Comm_free(&node);
+  }
+  if (status == STATUS_OK) *sharers_p = sharers;
+  return status;
 }
 
 enum status mesh_create(int n_tp, int n_pp, struct mesh **mesh_p) {
@@ -129,6 +155,7 @@ static void free_group(struct comm *comm) {
 void mesh_destroy(struct mesh **mesh_p) {
   struct mesh *mesh = *mesh_p;
   if (!mesh) return;
+  mesh_device_close(mesh);
   free_group(mesh->tp);
   free_group(mesh->dp);
   free_group(mesh->stage);
@@ -162,6 +189,8 @@ enum status mesh_agree(enum status own, bool *speaker_p) {
   watchdog_leave();
   return all;
 }
+
+bool mesh_speaks_mpi(void) { return mpi_running; }
 
 void mesh_stop(void) {
   if (mpi_running) MPI_Finalize();

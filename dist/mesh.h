@@ -12,6 +12,9 @@
 #include <stdbool.h>
 
 #include "dist/comm.h"
+#include "dist/comm_device.h"
+
+struct mesh_device; /* mesh_device.c */
 
 struct mesh {
   int world, rank;
@@ -19,6 +22,7 @@ struct mesh {
   int tp_rank, dp_rank, pp_rank; /* this rank's place */
   int node_rank, node_size;      /* among the ranks of this machine */
   struct comm *tp, *dp, *stage, *pp, *control;
+  struct mesh_device *device; /* NULL: host memory */
 };
 
 /* Start MPI if the process was launched as one of several (or under a launcher
@@ -32,9 +36,38 @@ enum status mesh_start(int *world_p, int *rank_p);
 int mesh_launcher_rank(void);
 
 /* Cut the world into groups; dp = world / (tp pp). STATUS_USAGE when it does not
- * divide. On success the mesh is the caller's. */
+ * divide. On success the mesh is the caller's, to be destroyed before the device
+ * that it uses. */
 enum status mesh_create(int n_tp, int n_pp, struct mesh **mesh_p);
 void mesh_destroy(struct mesh **mesh_p);
+
+/* Collective. `identity` names this rank's accelerator within its machine (a PCI
+ * bus id). *sharers_p: ranks of this machine that have the same one, this included. */
+enum status mesh_device_sharers(const struct mesh *mesh, const char *identity, int *sharers_p);
+
+/* Collective, after mesh_create and before the first collective on device memory:
+ * tp, dp, stage and pp take device memory from now on (control stays with MPI).
+ * `device` is copied. `shared`: some rank shares its accelerator, so NCCL cannot
+ * be used (the same on all ranks). NCCL communicators that are not complete in
+ * timeout_s are an error. STATUS_PEER, STATUS_DEVICE, STATUS_USAGE (path is NCCL
+ * and that is not possible). */
+enum status mesh_use_device(struct mesh *mesh, const struct comm_device *device, enum comm_path path, bool shared,
+                            double timeout_s);
+
+/* How device memory travels, for the start-up table: "NCCL 2.28.3", "MPI over
+ * pinned host buffers (two ranks share a GPU)", "host memory over MPI", "nothing to
+ * send: one rank". Valid until the mesh is destroyed or uses another device. */
+const char *mesh_path(const struct mesh *mesh);
+
+/* Asynchronous errors of the device's collectives (ncclCommGetAsyncError) as
+ * STATUS_PEER with group and reason, and the watchdog's time for what this rank
+ * waits for. For device_set_watch. */
+enum status mesh_check_device(struct mesh *mesh);
+
+/* This rank has waited for its device, which has done all that was queued: the
+ * watchdog has nothing to watch until the next collective. To be called before
+ * work of the host that takes longer than dist.timeout_s with no collective in it. */
+void mesh_waited(void);
 
 /* Every rank calls with its own status. Returns STATUS_OK if all are; otherwise
  * the failing status of the lowest failing rank on every rank, and *speaker_p

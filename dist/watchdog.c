@@ -19,6 +19,7 @@ static struct {
   _Atomic double since; /* when the collective began; 0: in none */
   const char *_Atomic operation;
   const char *_Atomic group;
+  const char *queued_operation, *queued_group; /* what the device may not have done; NULL: nothing */
 } dog = {.lock = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER};
 
 static double now(void) {
@@ -96,4 +97,20 @@ void watchdog_enter(const char *operation, const char *group) {
 
 void watchdog_leave(void) {
   if (dog.running) atomic_store(&dog.since, 0.0);
+}
+
+void watchdog_queued(const char *operation, const char *group) {
+  dog.queued_operation = operation;
+  dog.queued_group = group;
+  watchdog_enter(operation, group);
+}
+
+void watchdog_waiting(void) {
+  if (dog.running && dog.queued_operation && atomic_load(&dog.since) == 0)
+    watchdog_enter(dog.queued_operation, dog.queued_group);
+}
+
+void watchdog_waited(void) {
+  dog.queued_operation = NULL;
+  watchdog_leave();
 }

@@ -1,7 +1,7 @@
 /*
  * watchdog.h: a deadline for collectives. A thread looks several times a second
- * whether the collective that this rank is in has taken too long, and then calls
- * the given function once, from that thread.
+ * whether the collective that this rank is in, or has queued on its device, has
+ * taken too long, and then calls the given function once, from that thread.
  */
 #ifndef LORASHARD_DIST_WATCHDOG_H
 #define LORASHARD_DIST_WATCHDOG_H
@@ -25,5 +25,18 @@ void watchdog_set_step(int64_t step);
  * are literals. */
 void watchdog_enter(const char *operation, const char *group);
 void watchdog_leave(void);
+
+/* A collective that a device will do later. Its time runs from here, since a rank
+ * whose device is stuck may next be held in a call that queues work, until the
+ * rank gets as far as another collective, or through one of the host's, or knows
+ * that the device has done all (watchdog_waited). */
+void watchdog_queued(const char *operation, const char *group);
+
+/* This rank waits for its device: unless a time runs, that of the collective
+ * queued last begins again. */
+void watchdog_waiting(void);
+
+/* The device has done what was queued. */
+void watchdog_waited(void);
 
 #endif

@@ -19,7 +19,8 @@
 enum lora_init { LORA_INIT_KAIMING, LORA_INIT_GAUSSIAN };
 enum schedule_kind { SCHEDULE_LINEAR, SCHEDULE_COSINE, SCHEDULE_CONSTANT };
 enum compute_kind { COMPUTE_F32, COMPUTE_BF16 };
-enum base_dtype { BASE_KEEP, BASE_F32, BASE_BF16 };
+enum base_dtype { BASE_KEEP, BASE_F32, BASE_BF16, BASE_FP8 };
+enum collectives_kind { COLLECTIVES_AUTO, COLLECTIVES_NCCL, COLLECTIVES_MPI };
 
 struct string_list {
   char **items; /* owned */
@@ -75,7 +76,8 @@ struct config {
     uint64_t seed;
     enum compute_kind compute;
     enum base_dtype base_dtype;
-    bool skip_nan; /* skip a step whose gradient is not finite instead of stopping */
+    bool skip_nan;     /* skip a step whose gradient is not finite instead of stopping */
+    bool tf32, graphs; /* cuda only */
   } train;
   struct {
     int64_t tp;
@@ -88,7 +90,9 @@ struct config {
     int64_t every; /* 0: only at the end */
   } eval;
   struct {
-    double timeout_s; /* of one collective */
+    double timeout_s;                  /* of one collective */
+    enum collectives_kind collectives; /* cuda only */
+    bool share_gpus;
   } dist;
   char *output;
   char *device; /* auto cpu cuda */

@@ -1,13 +1,19 @@
 /*
  * dtype.h: the number formats that base weights are stored in.
  *
- * Quantised formats are blocks along a tensor's last axis; layouts are GGML's.
+ * Quantised formats are blocks along a tensor's last axis; layouts are GGML's,
+ * but for f8, which no file has: a block of 32 weights is an f32 scale and 32
+ * OCP e4m3 numbers (no infinity, largest 448), value = scale * number.
  */
 #ifndef LORASHARD_IO_DTYPE_H
 #define LORASHARD_IO_DTYPE_H
 
 #include <stddef.h>
 #include <stdint.h>
+
+#ifdef __cplusplus /* the kernels of model/cuda are CUDA C */
+extern "C" {
+#endif
 
 enum dtype {
   DTYPE_F32,
@@ -20,6 +26,7 @@ enum dtype {
   DTYPE_Q8_0,
   DTYPE_Q4_K,
   DTYPE_Q6_K,
+  DTYPE_F8,
   DTYPE_COUNT,
 };
 
@@ -35,5 +42,9 @@ size_t dtype_bytes(enum dtype dtype, int64_t n);
 
 /* True for formats of more than one weight a block. */
 static inline int dtype_quantised(enum dtype dtype) { return dtype >= DTYPE_Q4_0; }
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

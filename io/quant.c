@@ -1,14 +1,17 @@
 #include "io/quant.h"
 
 #include <math.h>
+#include <stdbool.h>
 #include <string.h>
 
-float bf16_to_f32(uint16_t bits) {
+static inline float bf16_value(uint16_t bits) {
   uint32_t wide = (uint32_t)bits << 16;
   float value;
   memcpy(&value, &wide, sizeof value);
   return value;
 }
+
+float bf16_to_f32(uint16_t bits) { return bf16_value(bits); }
 
 uint16_t f32_to_bf16(float value) {
   uint32_t bits;
@@ -48,6 +51,56 @@ uint16_t f32_to_f16(float value) {
   }
   magnitude += 0xfff + ((magnitude >> 13) & 1);
   return (uint16_t)(sign | ((magnitude - 0x38000000) >> 13));
+}
+
+static uint32_t bits_of(float value) {
+  uint32_t bits;
+  memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
+float f8_to_f32(uint8_t bits) {
+  int magnitude = bits & 0x7f, exponent = magnitude >> 3, mantissa = magnitude & 7;
+  float value = exponent ? ldexpf((float)(8 + mantissa), exponent - 10) : ldexpf((float)mantissa, -9);
+  if (magnitude == 0x7f) value = NAN;
+  return bits & 0x80 ? -value : value;
+}
+
+/* Both ways of rounding are computed and one is taken, by masks and without a branch: loops over this become vector
+ * code. Signed numbers, since older vector units compare nothing else. */
+static inline uint8_t f8_code(float value) {
+  int32_t bits = (int32_t)bits_of(value), magnitude = bits & 0x7fffffff;
+  int32_t normal = ((magnitude - 0x3c000000) + 0x7ffff + ((magnitude >> 20) & 1)) >> 20;
+  int32_t small = (int32_t)(bits_of(fabsf(value) + 0x1p14f) - 0x46800000); /* f32's steps above 2^14 are 2^-9, too */
+  int32_t is_small = -(magnitude < 0x3c800000);                            /* below 2^-6 */
+  int32_t is_large = -(magnitude >= 0x43e00000);                           /* 448 */
+  int32_t code = (small & is_small) | (normal & ~is_small & ~is_large) | (0x7e & is_large) | (magnitude > 0x7f800000);
+  return (uint8_t)((bits >> 24 & 0x80) | code);
+}
+
+uint8_t f32_to_f8(float value) { return f8_code(value); }
+
+static void pack_f8(const float *src, uint8_t *block) {
+  int32_t most = 0; /* bits of the largest finite magnitude: they order like numbers */
+  for (int j = 0; j < 32; j++) {
+    int32_t magnitude = (int32_t)(bits_of(src[j]) & 0x7fffffff);
+    magnitude = magnitude < 0x7f800000 ? magnitude : 0;
+    most = magnitude > most ? magnitude : most;
+  }
+  float largest, scale;
+  memcpy(&largest, &most, sizeof largest);
+  scale = largest / 448.0f;
+  memcpy(block, &scale, sizeof scale);
+  float divisor = scale > 0 ? scale : INFINITY; /* every number 0 */
+  for (int j = 0; j < 32; j++) {
+    int32_t magnitude = (int32_t)(bits_of(src[j]) & 0x7fffffff);
+    block[4 + j] = (uint8_t)(f8_code(src[j] / divisor) | (-(magnitude >= 0x7f800000) & 0x7f));
+  }
+}
+
+void quant_pack_f8(const float *src, int64_t n, void *dst) {
+  uint8_t *block = dst;
+  for (int64_t i = 0; i < n / 32; i++, block += 36) pack_f8(src + 32 * i, block);
 }
 
 static float half_at(const uint8_t *p) { return f16_to_f32((uint16_t)(p[0] | p[1] << 8)); }
@@ -110,11 +163,17 @@ static void expand_q6_k(const uint8_t *block, float *dst) {
   }
 }
 
+static void expand_f8(const uint8_t *block, float *dst) {
+  float scale;
+  memcpy(&scale, block, sizeof scale);
+  for (int j = 0; j < 32; j++) dst[j] = scale * f8_to_f32(block[4 + j]);
+}
+
 typedef void expand_block_func_t(const uint8_t *block, float *dst);
 
 static expand_block_func_t *const expanders[DTYPE_COUNT] = {
     [DTYPE_Q4_0] = expand_q4_0, [DTYPE_Q4_1] = expand_q4_1, [DTYPE_Q5_0] = expand_q5_0, [DTYPE_Q5_1] = expand_q5_1,
-    [DTYPE_Q8_0] = expand_q8_0, [DTYPE_Q4_K] = expand_q4_k, [DTYPE_Q6_K] = expand_q6_k,
+    [DTYPE_Q8_0] = expand_q8_0, [DTYPE_Q4_K] = expand_q4_k, [DTYPE_Q6_K] = expand_q6_k, [DTYPE_F8] = expand_f8,
 };
 
 void quant_expand_f32(enum dtype dtype, const void *src, int64_t n, float *dst) {
@@ -124,7 +183,7 @@ void quant_expand_f32(enum dtype dtype, const void *src, int64_t n, float *dst) 
   } else if (dtype == DTYPE_F16) {
     for (int64_t i = 0; i < n; i++) dst[i] = half_at(bytes + 2 * i);
   } else if (dtype == DTYPE_BF16) {
-    for (int64_t i = 0; i < n; i++) dst[i] = bf16_to_f32((uint16_t)(bytes[2 * i] | bytes[2 * i + 1] << 8));
+    for (int64_t i = 0; i < n; i++) dst[i] = bf16_value((uint16_t)(bytes[2 * i] | bytes[2 * i + 1] << 8));
   } else {
     int64_t width = dtype_block(dtype);
     size_t size = dtype_block_bytes(dtype);

@@ -9,6 +9,10 @@
 #ifndef LORASHARD_IO_STATUS_H
 #define LORASHARD_IO_STATUS_H
 
+#ifdef __cplusplus /* the kernels of model/cuda are CUDA C */
+extern "C" {
+#endif
+
 enum status {
   STATUS_OK = 0,
   STATUS_USAGE = -1,  /* a wrong request: flag, key, layout; exit code 2 */
@@ -44,5 +48,9 @@ int status_exit_code(enum status code);
   do {                                                  \
     if ((status = (expression)) != STATUS_OK) goto out; \
   } while (0)
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

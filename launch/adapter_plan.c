@@ -106,12 +106,6 @@ static enum status plan_fresh(struct job *job, struct adapter_spec *specs, int *
   return STATUS_OK;
 }
 
-/* Copy this rank's part of a whole [rows, cols] matrix. */
-static void take_part(const struct param *p, const float *whole) {
-  for (int64_t row = 0; row < p->part_rows; row++)
-    memcpy(p->w + row * p->part_cols, whole + (p->row + row) * p->cols + p->col, (size_t)p->part_cols * sizeof(float));
-}
-
 static enum status plan_from_set(struct job *job, const struct adapter_set *set, struct adapter_spec *specs, int *n) {
   for (int i = 0; i < set->n_modules; i++) {
     const struct adapter_module *module = &set->modules[i];
@@ -174,14 +168,15 @@ enum status adapter_plan_make(struct job *job, const struct job_options *options
     TRY_OUT(plan_from_set(job, &set, specs, &n));
     TRY_OUT(create(job, specs, n));
     for (int i = 0; i < n; i++) {
-      take_part(&job->adapters.params.items[2 * i], set.modules[i].A);
-      take_part(&job->adapters.params.items[2 * i + 1], set.modules[i].B);
+      const struct param *a = &job->adapters.params.items[2 * i], *b = a + 1;
+      TRY_OUT(param_set_from_whole(a, job->device, set.modules[i].A));
+      TRY_OUT(param_set_from_whole(b, job->device, set.modules[i].B));
     }
   } else if (options->fresh_adapters) {
     TRY_OUT(plan_fresh(job, specs, &n));
     TRY_OUT(create(job, specs, n));
-    adapters_init(&job->adapters, job->config->lora.init == LORA_INIT_GAUSSIAN ? ADAPTER_GAUSSIAN : ADAPTER_KAIMING,
-                  job->config->train.seed);
+    enum adapter_init init = job->config->lora.init == LORA_INIT_GAUSSIAN ? ADAPTER_GAUSSIAN : ADAPTER_KAIMING;
+    TRY_OUT(adapters_init(&job->adapters, job->device, init, job->config->train.seed));
   }
 out:
   adapter_set_free(&set);

@@ -7,9 +7,9 @@
 
 #define TOKENS_AT_ONCE 1024
 
-int64_t batcher_rows_at_once(int64_t micro_batch, int64_t seq_len, int n_tp) {
+int64_t batcher_rows_at_once(int64_t micro_batch, int64_t seq_len, int n_tp, bool host_memory) {
   int64_t rows = (TOKENS_AT_ONCE + seq_len - 1) / seq_len;
-  return n_tp == 1 && rows < micro_batch ? rows : micro_batch;
+  return host_memory && n_tp == 1 && rows < micro_batch ? rows : micro_batch;
 }
 
 enum status batcher_create(const struct dataset *data, int64_t seq_len, int64_t micro_batch, bool shuffle,

@@ -28,11 +28,11 @@ struct batcher {
 /* Tokens are rounded up to this many, so that products meet few shapes. */
 #define BATCH_TOKEN_UNIT 64
 
-/* Rows that go through the model at once: micro_batch, but without tensor
- * parallelism no more than about 1024 tokens. Products run at full rate from
- * there on, and with no messages to make fewer of, more rows would only take
- * memory: micro-batches of any size cost that of 1024 tokens. */
-int64_t batcher_rows_at_once(int64_t micro_batch, int64_t seq_len, int n_tp);
+/* Rows that go through the model at once: micro_batch, but on the CPU without
+ * tensor parallelism no more than about 1024 tokens. Products run at full rate
+ * from there on, and with no messages to make fewer of, more rows would only take
+ * memory: micro-batches of any size cost that of 1024 tokens. A GPU wants more. */
+int64_t batcher_rows_at_once(int64_t micro_batch, int64_t seq_len, int n_tp, bool host_memory);
 
 enum status batcher_create(const struct dataset *data, int64_t seq_len, int64_t micro_batch, bool shuffle,
                            uint64_t seed, struct batcher *batcher);

@@ -16,6 +16,7 @@
 #include <yaml.h>
 
 #include "launch/cli.h"
+#include "model/device.h"
 
 #ifndef LORASHARD_MARCH
 #define LORASHARD_MARCH "?"
@@ -194,6 +195,17 @@ static void show_launch(void) {
   if (mib < SHM_MIN_MIB) hint("little shared memory for MPI; in a container start it with --shm-size=1g");
 }
 
+/* --- GPUs --- */
+
+static void show_gpus(void) {
+  char text[160], reason[320];
+  int n = device_gpu_count(reason, sizeof reason);
+  printf("GPUs\n");
+  snprintf(text, sizeof text, "%d", n);
+  row("visible", text);
+  if (n == 0) row("none because", reason);
+}
+
 /* --- memory --- */
 
 /* A number of /proc/meminfo in KiB, -1 if it is not there. */
@@ -241,6 +253,7 @@ enum status cmd_doctor(int argc, char **argv) {
   show_libraries();
   show_processor();
   show_launch();
+  show_gpus();
   show_memory();
   if (n_hints == 0) printf("no problem seen\n");
   return STATUS_OK;

@@ -58,7 +58,8 @@ static enum status evaluate(const struct arguments *a, struct job *job, struct d
   struct evaluation result;
   struct string_list files = {(char **)a->data.items, a->data.n};
   TRY(evaluate_open_data(job, &files, NULL, data));
-  int64_t at_once = batcher_rows_at_once(config->train.micro_batch, config->data.seq_len, job->mesh->n_tp);
+  int64_t at_once =
+      batcher_rows_at_once(config->train.micro_batch, config->data.seq_len, job->mesh->n_tp, job->device->host_memory);
   TRY(ranks_agree(batcher_create(*data, config->data.seq_len, at_once, false, 0, batcher)));
   TRY(ranks_agree(model_prepare(job->model, batcher->max_tokens, false)));
   ranks_must(evaluate_run(job, batcher, NULL, &result));

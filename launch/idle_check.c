@@ -5,7 +5,9 @@
 
 #include "io/log.h"
 
-#define STEPS_TO_WARN 2
+#define STEPS_TO_WARN       2
+#define FIRST_STEPS         4
+#define STEPS_BETWEEN_LOOKS 64
 
 enum status idle_check_create(const struct adapters *adapters, struct idle_check *check) {
   check->zero_steps = calloc((size_t)adapters->n + 1, sizeof *check->zero_steps);
@@ -17,18 +19,24 @@ void idle_check_destroy(struct idle_check *check) {
   memset(check, 0, sizeof *check);
 }
 
-static bool is_zero(const struct param *p) {
+static bool is_zero(const struct param *p, const float *g) {
   for (int64_t i = 0; i < p->part_rows * p->part_cols; i++)
-    if (p->g[i] != 0) return false; /* the first element, as a rule */
+    if (g[i] != 0) return false; /* the first element, as a rule */
   return true;
 }
 
-void idle_check_step(struct idle_check *check, const struct adapters *adapters) {
+enum status idle_check_step(struct idle_check *check, struct adapters *adapters, struct device *device) {
+  const struct param_list *params = &adapters->params;
+  int64_t step = check->steps++;
+  if (!device->host_memory && step >= FIRST_STEPS && step % STEPS_BETWEEN_LOOKS != 0) return STATUS_OK;
+  TRY(param_list_fetch(&adapters->params, device));
   for (int i = 0; i < adapters->n; i++) {
-    const struct param *a = &adapters->params.items[2 * i], *b = a + 1;
-    check->zero_steps[i] = is_zero(a) && is_zero(b) ? check->zero_steps[i] + 1 : 0;
+    const struct param *a = &params->items[2 * i], *b = a + 1;
+    bool idle = is_zero(a, param_host(params, a->g)) && is_zero(b, param_host(params, b->g));
+    check->zero_steps[i] = idle ? check->zero_steps[i] + 1 : 0;
     if (check->zero_steps[i] == STEPS_TO_WARN)
       log_warn("adapter %s has had a gradient of exactly 0 for %d steps: it is not learning", a->group_name,
                STEPS_TO_WARN);
   }
+  return STATUS_OK;
 }

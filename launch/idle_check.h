@@ -9,7 +9,8 @@
 #include "lora/adapter.h"
 
 struct idle_check {
-  int *zero_steps; /* [adapters] steps in a row with both gradients 0 */
+  int *zero_steps; /* [adapters] looks in a row with both gradients 0 */
+  int64_t steps;   /* seen so far */
 };
 
 enum status idle_check_create(const struct adapters *adapters, struct idle_check *check);
@@ -17,7 +18,8 @@ void idle_check_destroy(struct idle_check *check);
 
 /* After the reduction of a step: warn, once, of each adapter whose A and B (this
  * rank's parts) have had no gradient for two steps. One step is normal: A's
- * gradient is 0 while B is. */
-void idle_check_step(struct idle_check *check, const struct adapters *adapters);
+ * gradient is 0 while B is. Where gradients have to be copied from the device, the
+ * first steps and every 64th after them are looked at. */
+enum status idle_check_step(struct idle_check *check, struct adapters *adapters, struct device *device);
 
 #endif

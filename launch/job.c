@@ -6,8 +6,8 @@
 #include <string.h>
 
 #include "io/log.h"
+#include "launch/accelerator.h"
 #include "launch/adapter_plan.h"
-#include "launch/cores.h"
 #include "launch/ranks.h"
 
 enum dtype job_act(const struct config *config) {
@@ -20,6 +20,8 @@ static enum weight_storage storage(const struct config *config) {
       return STORE_F32;
     case BASE_BF16:
       return STORE_BF16;
+    case BASE_FP8:
+      return STORE_F8;
     default:
       return STORE_AS_FILE;
   }
@@ -75,8 +77,6 @@ static enum status open_model(struct job *job, const struct job_options *options
 }
 
 static enum status open_local(struct job *job, const struct job_options *options) {
-  const char *device = job->config->device && *job->config->device ? job->config->device : "auto";
-  TRY(device_open(device, cores_take_share(job->mesh->node_rank, job->mesh->node_size), &job->device));
   TRY(open_base(job, options));
   TRY(plan_layout(job, options));
   TRY(adapter_plan_make(job, options)); /* wrong targets show before the base is read */
@@ -90,6 +90,7 @@ enum status job_open(const struct config *config, const struct job_options *opti
   memset(job, 0, sizeof *job);
   job->config = config;
   TRY(ranks_agree(mesh_create((int)config->parallel.tp, 1, &job->mesh)));
+  TRY(accelerator_open(config, job->mesh, &job->device));
   return ranks_agree(open_local(job, options));
 }
 
@@ -98,8 +99,8 @@ void job_close(struct job *job) {
   model_destroy(&job->model);
   tokenizer_close(&job->tokenizer);
   base_model_close(&job->source);
+  mesh_destroy(&job->mesh); /* its buffers are the device's */
   device_close(&job->device);
-  mesh_destroy(&job->mesh);
 }
 
 void job_describe(const struct job *job) {
@@ -114,6 +115,7 @@ void job_describe(const struct job *job) {
            mesh->world, mesh->world == 1 ? "" : "s", mesh->n_tp, mesh->n_dp, job->shard.heads.n, facts->n_heads,
            job->shard.ffn.n, facts->d_ffn, 1e-6 * (double)job->model->weights.memory.total);
   log_info("device    %s; compute %s", device, dtype_name(job->model->act));
+  if (!job->device->host_memory) accelerator_describe(job->mesh, job->device);
   int64_t trainable = param_list_total(&job->adapters.params);
   if (job->adapters.n)
     log_info("adapters  %d, %" PRId64 " parameters (%.3f %% of the base)", job->adapters.n, trainable,

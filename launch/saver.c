@@ -11,7 +11,7 @@
 #include "launch/ranks.h"
 
 struct saver {
-  const struct job *job;
+  struct job *job;
   const char *output;
   int keep_last;
   bool writes; /* this rank owns parts */
@@ -38,11 +38,11 @@ static void describe(const struct param *p, const char *suffix, float *data, str
   array->data = data;
 }
 
-/* A parameter and its moments. */
-static void describe_state(const struct param *p, struct checkpoint_array arrays[3]) {
-  describe(p, "", p->w, &arrays[0]);
-  describe(p, ".m", p->m, &arrays[1]);
-  describe(p, ".v", p->v, &arrays[2]);
+/* A parameter and its moments, in the host's copy. */
+static void describe_state(const struct param_list *list, const struct param *p, struct checkpoint_array arrays[3]) {
+  describe(p, "", param_host(list, p->w), &arrays[0]);
+  describe(p, ".m", param_host(list, p->m), &arrays[1]);
+  describe(p, ".v", param_host(list, p->v), &arrays[2]);
 }
 
 static void fill_header(const struct job *job, struct checkpoint_header *header) {
@@ -61,7 +61,7 @@ static void fill_header(const struct job *job, struct checkpoint_header *header)
   header->seed = job->config->train.seed;
 }
 
-enum status saver_create(const struct job *job, const char *output, int keep_last, struct saver **saver_p) {
+enum status saver_create(struct job *job, const char *output, int keep_last, struct saver **saver_p) {
   enum status status = STATUS_OK;
   const struct param_list *params = &job->adapters.params;
   struct saver *saver = calloc(1, sizeof *saver);
@@ -77,7 +77,7 @@ enum status saver_create(const struct job *job, const char *output, int keep_las
   }
   for (int i = 0; i < params->n; i++) {
     if (!param_is_written(&params->items[i], job->mesh)) continue;
-    describe_state(&params->items[i], saver->arrays + saver->n_arrays);
+    describe_state(params, &params->items[i], saver->arrays + saver->n_arrays);
     saver->n_arrays += 3;
   }
   saver->writes = job->mesh->dp_rank == 0;
@@ -143,8 +143,10 @@ enum status saver_begin(struct saver *saver, const struct run_state *state) {
   saver->phase = SAVER_WRITING;
   if (!saver->writes) return STATUS_OK;
   snprintf(file, sizeof file, "shard-tp%04d-pp%04d.h5", mesh->tp_rank, mesh->pp_rank);
-  status = checkpoint_writer_submit(saver->writer, directory, file, &saver->header, saver->modules,
-                                    saver->job->adapters.n, saver->arrays, saver->n_arrays);
+  status = param_list_fetch(&saver->job->adapters.params, saver->job->device);
+  if (status == STATUS_OK)
+    status = checkpoint_writer_submit(saver->writer, directory, file, &saver->header, saver->modules,
+                                      saver->job->adapters.n, saver->arrays, saver->n_arrays);
   saver->failed = status != STATUS_OK;
   return status;
 }
@@ -230,11 +232,13 @@ enum status saver_restore(struct job *job, const char *directory, int64_t rows, 
   const struct checkpoint_header *header = checkpoint_header(checkpoint);
   TRY_OUT(check_run(job, header, directory, rows, data_digest));
   TRY_OUT(check_modules(job, checkpoint, directory));
-  for (int i = 0; i < job->adapters.params.n; i++) {
+  struct param_list *params = &job->adapters.params;
+  for (int i = 0; i < params->n; i++) {
     struct checkpoint_array arrays[3];
-    describe_state(&job->adapters.params.items[i], arrays);
+    describe_state(params, &params->items[i], arrays);
     for (int k = 0; k < 3; k++) TRY_OUT(checkpoint_read(checkpoint, &arrays[k]));
   }
+  TRY_OUT(param_list_send(params, job->device));
   state->step = header->step;
   state->samples = header->epoch * rows + header->cursor;
   state->tokens_seen = header->tokens_seen;

@@ -19,7 +19,7 @@ struct run_state {
   char data_digest[40];
 };
 
-enum status saver_create(const struct job *job, const char *output, int keep_last, struct saver **saver_p);
+enum status saver_create(struct job *job, const char *output, int keep_last, struct saver **saver_p);
 void saver_destroy(struct saver **saver_p);
 
 /* After a failure that all ranks agreed on, whose message stays: publish the

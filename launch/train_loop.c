@@ -63,7 +63,8 @@ static enum status open_data(struct run *run) {
   TRY(ranks_agree((size_t)snprintf(cache, sizeof cache, "%s/cache", config->output) < sizeof cache
                       ? STATUS_OK
                       : status_set(STATUS_USAGE, "output: the path is too long")));
-  int64_t at_once = batcher_rows_at_once(config->train.micro_batch, config->data.seq_len, run->job->mesh->n_tp);
+  int64_t at_once = batcher_rows_at_once(config->train.micro_batch, config->data.seq_len, run->job->mesh->n_tp,
+                                         run->job->device->host_memory);
   TRY(evaluate_open_data(run->job, &config->data.train, cache, &run->data));
   report_data(run, "data", run->data);
   TRY(ranks_agree(batcher_create(run->data, config->data.seq_len, at_once, true, config->train.seed, &run->batcher)));
@@ -231,7 +232,7 @@ static enum status advance(struct run *run, bool *stop) {
   ranks_must(train_step(run->job, &run->batcher, &run->plan, &run->state, &signals, &result));
   if (signals.failed) return ranks_agree(writing);
   if (result.not_finite) return ranks_agree(train_explain(run->job, &run->batcher, &run->state, &result));
-  if (!result.skipped) idle_check_step(&run->idle, &run->job->adapters);
+  if (!result.skipped) ranks_must(idle_check_step(&run->idle, &run->job->adapters, run->job->device));
   record(run, &result, now() - start, &line);
   if (saver_pending(run->saver) && !signals.writing) ranks_must(saver_advance(run->saver));
   bool last = run->state.step >= run->plan.steps, asked = signals.stop;

@@ -82,7 +82,7 @@ enum status train_step(struct job *job, struct batcher *batcher, const struct tr
   if (result->samples > plan->samples - state->samples) result->samples = plan->samples - state->samples;
   batcher_count(batcher, state->samples, result->samples, &result->targets, &result->tokens);
   result->lr = schedule_lr(schedule_of(config), config->train.lr, state->step, config->train.warmup_steps, plan->steps);
-  param_list_zero_gradients(&job->adapters.params);
+  TRY(param_list_zero_gradients(&job->adapters.params, job->device));
   struct train_micro micro = {.g = 1.0f / (float)result->targets};
   TRY(for_micro_batches(job, batcher, state, result->samples, train_micro, &micro));
   TRY(gradient_reduce(&job->adapters.params, job->mesh));

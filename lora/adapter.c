@@ -92,20 +92,34 @@ void adapters_destroy(struct adapters *adapters, struct device *device) {
   memset(adapters, 0, sizeof *adapters);
 }
 
-void adapters_init(struct adapters *adapters, enum adapter_init init, uint64_t seed) {
+/* This rank's part of the initial A of an adapter. */
+static void make_a(const struct adapter_spec *spec, const struct param *a, enum adapter_init init, uint64_t seed,
+                   float *part) {
+  double bound = 1.0 / sqrt((double)spec->in);
+  uint32_t layer = (uint32_t)spec->layer, module = (uint32_t)spec->module;
+  for (int64_t row = 0; row < a->part_rows; row++)
+    for (int64_t col = 0; col < a->part_cols; col++) {
+      uint64_t index = (uint64_t)((a->row + row) * a->cols + a->col + col); /* in the whole A */
+      double value = init == ADAPTER_KAIMING ? bound * (2 * rng_uniform(seed, RNG_INIT, 0, layer, module, index) - 1)
+                                             : rng_gaussian(seed, RNG_INIT, 0, layer, module, index) / (double)spec->r;
+      part[row * a->part_cols + col] = (float)value;
+    }
+}
+
+enum status adapters_init(struct adapters *adapters, struct device *device, enum adapter_init init, uint64_t seed) {
+  enum status status = STATUS_OK;
+  size_t largest = 0;
+  for (int i = 0; i < adapters->n; i++)
+    if (param_bytes(&adapters->params.items[2 * i]) > largest) largest = param_bytes(&adapters->params.items[2 * i]);
+  float *part = malloc(largest + 1);
+  if (!part) return status_set(STATUS_SYSTEM, "out of memory for the adapters' initial values");
   for (int i = 0; i < adapters->n; i++) {
-    const struct adapter_spec *spec = &adapters->specs[i];
-    struct param *a = &adapters->params.items[2 * i], *b = a + 1;
-    double bound = 1.0 / sqrt((double)spec->in);
-    for (int64_t row = 0; row < a->part_rows; row++)
-      for (int64_t col = 0; col < a->part_cols; col++) {
-        uint64_t index = (uint64_t)((a->row + row) * a->cols + a->col + col); /* in the whole A */
-        uint32_t layer = (uint32_t)spec->layer, module = (uint32_t)spec->module;
-        double value = init == ADAPTER_KAIMING
-                           ? bound * (2 * rng_uniform(seed, RNG_INIT, 0, layer, module, index) - 1)
-                           : rng_gaussian(seed, RNG_INIT, 0, layer, module, index) / (double)spec->r;
-        a->w[row * a->part_cols + col] = (float)value;
-      }
-    memset(b->w, 0, (size_t)(b->part_rows * b->part_cols) * sizeof(float));
+    const struct param *a = &adapters->params.items[2 * i], *b = a + 1;
+    make_a(&adapters->specs[i], a, init, seed, part);
+    TRY_OUT(device_copy_in(device, a->w, part, param_bytes(a)));
+    TRY_OUT(device_zero(device, b->w, param_bytes(b)));
   }
+out:
+  free(part);
+  return status;
 }

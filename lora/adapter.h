@@ -57,6 +57,6 @@ enum status adapters_create(struct device *device, const struct mesh *mesh, cons
 void adapters_destroy(struct adapters *adapters, struct device *device);
 
 /* Initial values from the full sizes: the same for every layout. */
-void adapters_init(struct adapters *adapters, enum adapter_init init, uint64_t seed);
+enum status adapters_init(struct adapters *adapters, struct device *device, enum adapter_init init, uint64_t seed);
 
 #endif

@@ -1,8 +1,11 @@
 #include "lora/gradient.h"
 
 enum status gradient_reduce(struct param_list *params, const struct mesh *mesh) {
-  TRY(comm_all_reduce_f32(mesh->stage, params->buckets[PARAM_STAGE].g, params->buckets[PARAM_STAGE].n, REDUCE_SUM));
-  return comm_all_reduce_f32(mesh->dp, params->buckets[PARAM_DP].g, params->buckets[PARAM_DP].n, REDUCE_SUM);
+  const struct param_bucket *stage = &params->buckets[PARAM_STAGE], *sharded = &params->buckets[PARAM_DP];
+  TRY(comm_group_begin());
+  TRY(comm_all_reduce_f32(mesh->stage, stage->g, stage->n, REDUCE_SUM));
+  TRY(comm_all_reduce_f32(mesh->dp, sharded->g, sharded->n, REDUCE_SUM));
+  return comm_group_end();
 }
 
 enum status gradient_square_share(struct device *device, const struct param_list *params, const struct mesh *mesh,

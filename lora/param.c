@@ -25,6 +25,9 @@ enum status param_list_allocate(struct param_list *list, struct device *device) 
   list->memory_bytes = (size_t)total * 4 * sizeof(float);
   if (total == 0) return STATUS_OK;
   TRY(device_alloc(device, list->memory_bytes, "adapters, gradients and moments", &list->memory));
+  list->host = list->memory;
+  if (!device->host_memory)
+    TRY(device_host_alloc(device, list->memory_bytes, "adapters, gradients and moments", &list->host));
   float *next = list->memory;
   for (int g = 0; g < PARAM_GROUPS; g++) {
     struct param_bucket *bucket = &list->buckets[g];
@@ -46,7 +49,8 @@ enum status param_list_allocate(struct param_list *list, struct device *device) 
 }
 
 void param_list_free(struct param_list *list, struct device *device) {
-  if (list->memory) device_free(device, list->memory, list->memory_bytes);
+  if (list->host != list->memory) device_host_free(device, list->host);
+  device_free(device, list->memory, list->memory_bytes);
   free(list->items);
   memset(list, 0, sizeof *list);
 }
@@ -62,7 +66,29 @@ bool param_is_written(const struct param *param, const struct mesh *mesh) {
          param->part_rows * param->part_cols > 0;
 }
 
-void param_list_zero_gradients(struct param_list *list) {
+enum status param_list_zero_gradients(struct param_list *list, struct device *device) {
   for (int g = 0; g < PARAM_GROUPS; g++)
-    if (list->buckets[g].n) memset(list->buckets[g].g, 0, (size_t)list->buckets[g].n * sizeof(float));
+    TRY(device_zero(device, list->buckets[g].g, (size_t)list->buckets[g].n * sizeof(float)));
+  return STATUS_OK;
+}
+
+enum status param_list_fetch(struct param_list *list, struct device *device) {
+  return list->host == list->memory ? STATUS_OK : device_copy_out(device, list->host, list->memory, list->memory_bytes);
+}
+
+enum status param_list_send(struct param_list *list, struct device *device) {
+  return list->host == list->memory ? STATUS_OK : device_copy_in(device, list->memory, list->host, list->memory_bytes);
+}
+
+enum status param_set_from_whole(const struct param *param, struct device *device, const float *whole) {
+  const size_t row_bytes = (size_t)param->part_cols * sizeof(float);
+  if (param->part_cols == param->cols)
+    return device_copy_in(device, param->w, whole + param->row * param->cols, param_bytes(param));
+  float *part = malloc(param_bytes(param) + 1);
+  if (!part) return status_set(STATUS_SYSTEM, "out of memory for a part of %s/%s", param->group_name, param->name);
+  for (int64_t row = 0; row < param->part_rows; row++)
+    memcpy((char *)part + (size_t)row * row_bytes, whole + (param->row + row) * param->cols + param->col, row_bytes);
+  enum status status = device_copy_in(device, param->w, part, param_bytes(param));
+  free(part);
+  return status;
 }

@@ -31,20 +31,21 @@ struct param {
   int64_t part_rows, part_cols;
   enum param_group group;
   int64_t offset;       /* in its bucket */
-  float *w, *g, *m, *v; /* [part_rows, part_cols] */
+  float *w, *g, *m, *v; /* [part_rows, part_cols], device memory */
 };
 
 struct param_bucket {
   int64_t n;            /* parameters */
-  float *w, *g, *m, *v; /* [n] */
+  float *w, *g, *m, *v; /* [n], device memory */
 };
 
 struct param_list {
   struct param *items;
   int n, capacity;
   struct param_bucket buckets[PARAM_GROUPS];
-  void *memory; /* one block for all buckets */
+  void *memory; /* one block for all buckets, device memory */
   size_t memory_bytes;
+  void *host; /* the same in host memory, as of the last param_list_fetch; = memory on a device with host memory */
 };
 
 /* Add a parameter; pointers come with param_list_allocate. */
@@ -62,6 +63,23 @@ int64_t param_list_total(const struct param_list *list);
 bool param_is_written(const struct param *param, const struct mesh *mesh);
 
 /* Zero all gradients. */
-void param_list_zero_gradients(struct param_list *list);
+enum status param_list_zero_gradients(struct param_list *list, struct device *device);
+
+/* Bytes of each of a parameter's four arrays. */
+static inline size_t param_bytes(const struct param *param) {
+  return (size_t)(param->part_rows * param->part_cols) * sizeof(float);
+}
+
+/* Copy all parameters, gradients and moments to list->host, or back. */
+enum status param_list_fetch(struct param_list *list, struct device *device);
+enum status param_list_send(struct param_list *list, struct device *device);
+
+/* Where the host's copy of an array is: param_host(list, param->w). */
+static inline float *param_host(const struct param_list *list, const float *array) {
+  return (float *)((char *)list->host + ((const char *)array - (const char *)list->memory));
+}
+
+/* This rank's part = its place in a whole [rows, cols] matrix in host memory. */
+enum status param_set_from_whole(const struct param *param, struct device *device, const float *whole);
 
 #endif

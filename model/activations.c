@@ -4,9 +4,12 @@
 #include "model/model.h"
 #include "model/prepare.h"
 
-#define LOGITS_BYTES ((int64_t)48 << 20) /* of one chunk of logits */
-#define CHUNK_MAX    512
-#define CHUNK_MIN    16
+/* One chunk of logits: bytes of the f32 logits, rows. */
+#define CHUNK_BYTES_HOST   ((int64_t)48 << 20)
+#define CHUNK_BYTES_DEVICE ((int64_t)1 << 30)
+#define CHUNK_MAX_HOST     512
+#define CHUNK_MAX_DEVICE   2048
+#define CHUNK_MIN          16
 
 static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 
@@ -78,23 +81,49 @@ static enum status add_backward(struct model *model, struct memory_table *table,
   return add_view(table, "gradients", M, qkv, model->act, &a->dqkv);
 }
 
-int64_t activations_chunk(int64_t n_vocab, int n_tp) {
+int64_t activations_chunk(int64_t n_vocab, int n_tp, bool host_memory) {
   int64_t widest = (n_vocab + n_tp - 1) / n_tp; /* of any rank: all ranks cut alike */
-  int64_t chunk = LOGITS_BYTES / (int64_t)sizeof(float) / widest / CHUNK_MIN * CHUNK_MIN;
-  return chunk < CHUNK_MIN ? CHUNK_MIN : chunk > CHUNK_MAX ? CHUNK_MAX : chunk;
+  int64_t bytes = host_memory ? CHUNK_BYTES_HOST : CHUNK_BYTES_DEVICE;
+  int64_t most = host_memory ? CHUNK_MAX_HOST : CHUNK_MAX_DEVICE;
+  int64_t chunk = bytes / (int64_t)sizeof(float) / widest / CHUNK_MIN * CHUNK_MIN;
+  return chunk < CHUNK_MIN ? CHUNK_MIN : chunk > most ? most : chunk;
+}
+
+/* The batch, and what comes back of it. */
+static enum status add_batch(struct model *model, struct memory_table *table, int64_t M) {
+  struct activations *a = &model->acts;
+  bool host_memory = model->device->host_memory;
+  a->batch.max_tokens = M;
+  return memory_add(table, "batch", batch_bytes(M), (void **)(host_memory ? &a->batch.host : &a->batch.device));
+}
+
+/* Their other side on a device with its own memory. */
+static enum status make_host_side(struct model *model, int64_t M) {
+  struct activations *a = &model->acts;
+  if (model->device->host_memory) {
+    a->xent_host = a->xent;
+    return STATUS_OK;
+  }
+  size_t batch = batch_bytes(M), xent = (size_t)(3 * M) * sizeof(float);
+  TRY(device_host_alloc(model->device, batch + xent, "batch", &a->host));
+  memset(a->host, 0, batch + xent);
+  a->batch.host = a->host;
+  a->xent_host = (float *)((char *)a->host + batch);
+  return STATUS_OK;
 }
 
 static enum status add_head(struct model *model, struct memory_table *table, int64_t M) {
   struct activations *a = &model->acts;
   int64_t D = model->facts.d_model, De = model->facts.d_embed, V = max64(model->shard.vocab.n, 1);
-  a->chunk = activations_chunk(model->facts.n_vocab, model->shard.n_tp);
-  TRY(memory_add(table, "head", (size_t)M * sizeof(int32_t), (void **)&a->target_rows));
-  TRY(memory_add(table, "head", (size_t)M * sizeof(int32_t), (void **)&a->targets));
+  int64_t part = (model->facts.n_vocab + model->shard.n_tp - 1) / model->shard.n_tp;
+  a->chunk = activations_chunk(model->facts.n_vocab, model->shard.n_tp, model->device->host_memory);
+  if (a->chunk > M) a->chunk = M;
   TRY(add_view(table, "head", M, D, DTYPE_F32, &a->head_x));
   TRY(add_floats(table, "head", M * 2, &a->head_stats));
   TRY(add_view(table, "head", M, D, model->act, &a->head_n));
   TRY(add_view(table, "logits", a->chunk, V, DTYPE_F32, &a->logits));
-  TRY(add_floats(table, "logits", 3 * a->chunk, &a->xent));
+  TRY(add_floats(table, "logits", 3 * M, &a->xent));
+  TRY(add_floats(table, "logits", (1 + model->shard.n_tp) * GATHER_ROWS * part, &a->shares));
   if (De != D) TRY(add_view(table, "head", M, De, model->act, &a->head_e));
   if (!a->training) return STATUS_OK;
   TRY(add_view(table, "head", M, D, DTYPE_F32, &a->head_dn));
@@ -141,7 +170,9 @@ enum status activations_create(struct model *model, int64_t max_tokens, bool tra
   if (model->facts.d_embed != D) TRY(add_view(table, "embedding", M, model->facts.d_embed, DTYPE_F32, &a->embed));
   if (training) TRY(add_backward(model, table, M, widest));
   TRY(add_head(model, table, M));
+  TRY(add_batch(model, table, M));
   TRY(memory_commit(table, model->device));
+  TRY(make_host_side(model, M));
   share_flow(model, flow);
   if (model->act == DTYPE_F32) a->dlogits = a->logits;
   return STATUS_OK;
@@ -149,6 +180,7 @@ enum status activations_create(struct model *model, int64_t max_tokens, bool tra
 
 void activations_destroy(struct model *model) {
   memory_release(&model->acts.memory, model->device);
+  device_host_free(model->device, model->acts.host);
   free(model->acts.layers);
   free(model->acts.flowing);
   memset(&model->acts, 0, sizeof model->acts);

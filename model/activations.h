@@ -11,6 +11,7 @@
 #define LORASHARD_MODEL_ACTIVATIONS_H
 
 #include "model/arch.h"
+#include "model/batch.h"
 #include "model/memory.h"
 #include "model/ops.h"
 
@@ -28,6 +29,9 @@ struct layer_saved {
   struct tensor_view up;     /* [M, F_t] act */
   float *h[MODULE_COUNT];    /* [M, r]: x A' of each adapter */
 };
+
+/* Rows of logits that are gathered over tp at a time. */
+#define GATHER_ROWS 4
 
 struct activations {
   int64_t max_tokens;
@@ -47,16 +51,19 @@ struct activations {
   struct tensor_view dqkv;   /* [M, (H_t + 2 G_t) E] act */
   /* head: only tokens that have a target, in chunks of `chunk` */
   int64_t chunk;
-  int32_t *target_rows, *targets; /* [M] */
-  struct tensor_view head_x;      /* [M, D] f32 */
-  float *head_stats;              /* [M, 2] */
-  struct tensor_view head_n;      /* [M, D] act */
-  struct tensor_view head_e;      /* [M, De] act, with project_out */
-  struct tensor_view head_dn;     /* [M, D] f32 */
-  struct tensor_view head_de;     /* [M, De] act, with project_out */
-  struct tensor_view logits;      /* [chunk, V_t] f32 */
-  struct tensor_view dlogits;     /* [chunk, V_t] act; = logits in f32 */
-  float *xent;                    /* [3, chunk]: max, sum of exponentials, target */
+  struct tensor_view head_x;  /* [M, D] f32 */
+  float *head_stats;          /* [M, 2] */
+  struct tensor_view head_n;  /* [M, D] act */
+  struct tensor_view head_e;  /* [M, De] act, with project_out */
+  struct tensor_view head_dn; /* [M, D] f32 */
+  struct tensor_view head_de; /* [M, De] act, with project_out */
+  struct tensor_view logits;  /* [chunk, V_t] f32 */
+  struct tensor_view dlogits; /* [chunk, V_t] act; = logits in f32 */
+  float *xent;                /* [M / chunk] of [3, chunk]: max, sum of exponentials, target */
+  float *xent_host;           /* the same in host memory; = xent on a device with host memory */
+  float *shares;              /* [1 + tp, GATHER_ROWS, ceil(V / tp)]: this rank's logits, all ranks' */
+  struct batch_buffers batch;
+  void *host; /* pinned memory of batch.host and xent_host; NULL on a device with host memory */
   struct memory_table memory;
 };
 

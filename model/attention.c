@@ -21,12 +21,13 @@ static struct attention_args arguments(const struct model *m, const struct batch
       .k = views.k,
       .v = views.v,
       .o = s->attn,
+      .n_rows = b->M,
       .segments = b->segments,
       .n_segments = b->n_segments,
       .n_heads = (int)m->shard.heads.n,
       .n_kv_heads = (int)m->shard.kv_heads.n,
       .head_dim = (int)f->head_dim,
-      .kv_of_head = m->shard.kv_of_head,
+      .kv_of_head = m->kv_of_head,
       .scale = (float)scale,
       .window = layer >= f->window_first_layer ? f->sliding_window : 0,
       .alibi = m->alibi,
@@ -44,9 +45,8 @@ static enum status rotate(struct model *m, const struct batch *b, struct tensor_
 
 /* Rows behind the last document attend to nothing: 0, not what an earlier batch left there. */
 static enum status clear_padding(struct model *m, const struct batch *b, struct layer_saved *s) {
-  int64_t used = 0;
-  if (b->n_segments) used = b->segments[b->n_segments - 1].q + b->segments[b->n_segments - 1].n_q;
-  return m->ops->zero(m->device, b->M - used, m->shard.heads.n * m->facts.head_dim, tensor_view_rows(s->attn, used));
+  return m->ops->zero(m->device, b->M - b->n_used, m->shard.heads.n * m->facts.head_dim,
+                      tensor_view_rows(s->attn, b->n_used));
 }
 
 /* Append this batch's k and v to the cache and let attention read from there. */

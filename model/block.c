@@ -32,9 +32,15 @@ static enum status complete(struct model *m, int64_t M, struct tensor_view out, 
 static enum status ffn_forward(struct model *m, const struct batch *b, int layer, struct layer_saved *s,
                                struct tensor_view out, bool accumulate) {
   struct activations *a = &m->acts;
-  if (s->gate.data) TRY(linear_column_forward(m, b, layer, MODULE_GATE, a->n, s->gate, s->h[MODULE_GATE]));
-  TRY(linear_column_forward(m, b, layer, MODULE_UP, a->n, s->up, s->h[MODULE_UP]));
-  TRY(m->ops->activation_forward(m->device, m->facts.activation, b->M, m->shard.ffn.n, s->gate, s->up, a->hidden));
+  const struct layer_weights *w = &m->weights.layers[layer];
+  if (!s->gate.data && !m->pairs[layer][MODULE_UP]) {
+    TRY(m->ops->linear_activation_forward(m->device, m->facts.activation, b->M, a->n, &w->linear[MODULE_UP],
+                                          w->bias[MODULE_UP], s->up, a->hidden));
+  } else {
+    if (s->gate.data) TRY(linear_column_forward(m, b, layer, MODULE_GATE, a->n, s->gate, s->h[MODULE_GATE]));
+    TRY(linear_column_forward(m, b, layer, MODULE_UP, a->n, s->up, s->h[MODULE_UP]));
+    TRY(m->ops->activation_forward(m->device, m->facts.activation, b->M, m->shard.ffn.n, s->gate, s->up, a->hidden));
+  }
   return linear_row_forward(m, b, layer, MODULE_DOWN, a->hidden, out, accumulate, s->h[MODULE_DOWN]); /* partial */
 }
 

@@ -7,12 +7,15 @@
 
 #include "model/model.h"
 
-/* Loss of the batch's labels from acts.x_end. With `backward`, acts.dx = the
- * gradient of g x loss with respect to x_end (whole). nll as in transformer.h. */
-enum status head_loss(struct model *model, const struct batch *batch, bool backward, float g, double *loss_sum,
-                      float *nll);
+/* Loss of the batch's labels from acts.x_end; its parts stay in acts.xent. With
+ * `backward`, acts.dx = the gradient of g x loss with respect to x_end (whole).
+ * Queues its work and waits for nothing. */
+enum status head_loss(struct model *model, const struct batch *batch, bool backward, float g);
 
-/* Logits of the rows given, [n, V] whole on every rank. */
-enum status head_logits(struct model *model, const int32_t *rows, int64_t n, float *logits);
+/* Wait for head_loss and take the loss: *loss_sum and nll as in transformer.h. */
+enum status head_collect(struct model *model, const struct batch *batch, double *loss_sum, float *nll);
+
+/* Logits of the batch's wanted rows, [n_wanted, V] in host memory, whole on every rank. */
+enum status head_logits(struct model *model, const struct batch *batch, float *logits);
 
 #endif

@@ -6,19 +6,39 @@
 #include "model/position.h"
 #include "model/prepare.h"
 
+/* Bytes of the tables, 0 for those that the model does without. */
+static size_t rotary_bytes(const struct model *model) {
+  if (model->facts.position != POSITION_ROTARY) return 0;
+  return (size_t)(model->n_positions * model->facts.rotary_dim) * sizeof(float);
+}
+static size_t alibi_bytes(const struct model *model) {
+  return model->facts.position == POSITION_ALIBI ? (size_t)model->shard.heads.n * sizeof(float) : 0;
+}
+static size_t kv_of_head_bytes(const struct model *model) { return (size_t)model->shard.heads.n * sizeof(int32_t); }
+
+/* The tables are made in host memory and copied to the device. */
 static enum status make_tables(struct model *model) {
   const struct model_facts *facts = &model->facts;
-  if (facts->position == POSITION_ROTARY) {
-    size_t bytes = (size_t)(model->n_positions * facts->rotary_dim) * sizeof(float);
-    TRY(device_alloc(model->device, bytes, "rotary table", (void **)&model->cos_sin));
-    position_rotary_table(facts, model->n_positions, model->n_positions, model->cos_sin);
+  struct device *device = model->device;
+  size_t rotary = rotary_bytes(model), alibi = alibi_bytes(model);
+  float *host = malloc(rotary + alibi + 1);
+  enum status status = host ? STATUS_OK : status_set(STATUS_SYSTEM, "out of memory for position tables");
+  if (status != STATUS_OK) goto out;
+  if (rotary) {
+    TRY_OUT(device_alloc(device, rotary, "rotary table", (void **)&model->cos_sin));
+    position_rotary_table(facts, model->n_positions, model->n_positions, host);
+    TRY_OUT(device_copy_in(device, model->cos_sin, host, rotary));
   }
-  if (facts->position == POSITION_ALIBI) {
-    size_t bytes = (size_t)model->shard.heads.n * sizeof(float);
-    TRY(device_alloc(model->device, bytes, "ALiBi slopes", (void **)&model->alibi));
-    position_alibi_slopes(facts->n_heads, model->shard.heads.first, model->shard.heads.n, model->alibi);
+  if (alibi) {
+    TRY_OUT(device_alloc(device, alibi, "ALiBi slopes", (void **)&model->alibi));
+    position_alibi_slopes(facts->n_heads, model->shard.heads.first, model->shard.heads.n, host);
+    TRY_OUT(device_copy_in(device, model->alibi, host, alibi));
   }
-  return STATUS_OK;
+  TRY_OUT(device_alloc(device, kv_of_head_bytes(model), "table of heads", (void **)&model->kv_of_head));
+  TRY_OUT(device_copy_in(device, model->kv_of_head, model->shard.kv_of_head, kv_of_head_bytes(model)));
+out:
+  free(host);
+  return status;
 }
 
 enum status model_create(struct device *device, struct tensor_source *source, struct comm *tp,
@@ -60,9 +80,9 @@ void model_destroy(struct model **model_p) {
   if (!model) return;
   activations_destroy(model);
   weights_release(&model->weights, model->device);
-  if (model->cos_sin)
-    device_free(model->device, model->cos_sin, (size_t)(model->n_positions * model->facts.rotary_dim) * sizeof(float));
-  if (model->alibi) device_free(model->device, model->alibi, (size_t)model->shard.heads.n * sizeof(float));
+  device_free(model->device, model->cos_sin, rotary_bytes(model));
+  device_free(model->device, model->alibi, alibi_bytes(model));
+  device_free(model->device, model->kv_of_head, kv_of_head_bytes(model));
   free(model->pairs);
   free(model->needs);
   free(model);

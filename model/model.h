@@ -42,11 +42,13 @@ struct model {
   float *cos_sin;                               /* [n_positions, rotary_dim / 2, 2] */
   int64_t n_positions;                          /* longest sequence prepared for */
   float *alibi;                                 /* [H_t] or NULL */
+  int32_t *kv_of_head;                          /* [H_t] shard.kv_of_head, for the device */
   const struct lowrank *(*pairs)[MODULE_COUNT]; /* [L] borrowed; NULL: no adapter */
   struct layer_needs *needs;                    /* [L] */
   int first_adapted;                            /* lowest layer with an adapter; L if none */
   struct activations acts;
-  struct kv_cache *cache; /* NULL but while decoding */
+  struct kv_cache *cache;                          /* NULL but while decoding */
+  struct comm_counts graph_traffic[DEVICE_GRAPHS]; /* messages over tp that a recorded micro-batch holds */
 };
 
 struct model_options {

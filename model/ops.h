@@ -10,7 +10,13 @@
  * dtype, f32 or bf16 (the compute type); everything else is f32. Accumulation
  * is always f32 (or wider). Each output says "=" (overwritten) or "+=".
  *
- * Determinism: results do not depend on the number of threads.
+ * Every pointer is to memory of the device (model/device.h), integers and
+ * segments included; what is passed by value, and the result of sum_squares, is
+ * the host's. Work is queued in the order of the calls; results are there after
+ * device_copy_out or device_synchronize.
+ *
+ * Determinism: results do not depend on the number of threads, and a call
+ * repeated gives the same bits.
  */
 #ifndef LORASHARD_MODEL_OPS_H
 #define LORASHARD_MODEL_OPS_H
@@ -22,6 +28,10 @@
 #include "io/dtype.h"
 #include "io/model_facts.h"
 #include "io/status.h"
+
+#ifdef __cplusplus /* the kernels of model/cuda are CUDA C */
+extern "C" {
+#endif
 
 struct device; /* threads, scratch, caches of prepared products; model/device.h */
 
@@ -78,8 +88,9 @@ struct segment {
 };
 
 struct attention_args {
-  struct tensor_view q, k, v, o; /* [.., H E] [.., G E] [.., G E] [.., H E]; act */
-  const struct segment *segments;
+  struct tensor_view q, k, v, o;  /* [.., H E] [.., G E] [.., G E] [.., H E]; act */
+  int64_t n_rows;                 /* rows of q and o */
+  const struct segment *segments; /* in rising order of q and of k, not overlapping */
   int n_segments;
   int n_heads, n_kv_heads; /* of this rank */
   int head_dim;
@@ -101,7 +112,7 @@ struct adamw_args {
 };
 
 struct ops {
-  const char *name; /* "cpu" */
+  const char *name; /* "cpu", "cuda" */
 
   /* y[M, N] = x[M, K] W' (+ bias[N]), or += with accumulate. x act or f32; y act or f32. */
   enum status (*linear_forward)(struct device *d, int64_t M, struct tensor_view x, const struct weight *W,
@@ -109,6 +120,11 @@ struct ops {
   /* dx[M, K] = dy[M, N] W, or += with accumulate. dy act or f32; dx f32 or act. */
   enum status (*linear_backward)(struct device *d, int64_t M, struct tensor_view dy, const struct weight *W,
                                  struct tensor_view dx, bool accumulate);
+
+  /* A linear and the activation behind it: pre[M, N] = x W' + bias; h = act(pre). All act; bias may be NULL. */
+  enum status (*linear_activation_forward)(struct device *d, enum activation kind, int64_t M, struct tensor_view x,
+                                           const struct weight *W, const float *bias, struct tensor_view pre,
+                                           struct tensor_view h);
 
   /* h[M, R] = drop(x)[M, K] A';  y[M, N] += scale h B'. h is f32, kept for backward. */
   enum status (*lowrank_forward)(struct device *d, int64_t M, struct tensor_view x, const struct lowrank *pair,
@@ -192,5 +208,9 @@ struct ops {
   /* *sum = sum of squares in f64, in a fixed order. */
   enum status (*sum_squares)(struct device *d, const float *x, int64_t n, double *sum);
 };
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

@@ -31,9 +31,6 @@ static enum status embed(struct model *m, const struct batch *b, struct tensor_v
 
 static enum status forward(struct model *m, const struct batch *b, struct layer_saved *layers) {
   const int64_t L = m->facts.n_layers;
-  if (b->M > m->acts.max_tokens)
-    return status_set(STATUS_USAGE, "a micro-batch of %lld tokens is larger than the %lld prepared for",
-                      (long long)b->M, (long long)m->acts.max_tokens);
   TRY(embed(m, b, layers[0].x1));
   for (int layer = 0; layer < L; layer++) {
     struct tensor_view out = layer + 1 < L ? layers[layer + 1].x1 : m->acts.x_end;
@@ -42,27 +39,75 @@ static enum status forward(struct model *m, const struct batch *b, struct layer_
   return STATUS_OK;
 }
 
-enum status transformer_train(struct model *m, const struct batch *b, float g, double *loss_sum) {
+static enum status forward_backward(struct model *m, const struct batch *b, float g) {
   TRY(forward(m, b, m->acts.layers));
-  TRY(head_loss(m, b, m->first_adapted < m->facts.n_layers, g, loss_sum, NULL));
+  TRY(head_loss(m, b, m->first_adapted < m->facts.n_layers, g));
   for (int layer = (int)m->facts.n_layers - 1; layer >= m->first_adapted; layer--)
     TRY(block_backward(m, b, layer, &m->acts.layers[layer]));
   return STATUS_OK;
 }
 
+/* All that the queued work depends on besides the content of device memory. */
+struct graph_key {
+  int64_t M, n_used, n_targets, n_segments, dropout_step;
+  float g;
+  int32_t training;
+};
+
+static bool has_dropout(const struct model *m) {
+  for (int layer = 0; layer < m->facts.n_layers; layer++)
+    for (int module = 0; module < MODULE_COUNT; module++)
+      if (m->pairs[layer][module] && m->pairs[layer][module]->dropout.p > 0) return true;
+  return false;
+}
+
+/* forward_backward, or the record of one like it. Its messages count either way. */
+static enum status queue_micro_batch(struct model *m, const struct batch *b, float g) {
+  struct graph_key key = {b->M, b->n_used, b->n_targets, b->n_segments, has_dropout(m) ? b->step : 0, g, b->training};
+  int slot;
+  bool repeated;
+  TRY(device_graph_begin(m->device, &key, sizeof key, &slot, &repeated));
+  if (repeated) {
+    comm_add_counts(m->tp, m->graph_traffic[slot]);
+    return STATUS_OK;
+  }
+  struct comm_counts before = comm_counts(m->tp);
+  enum status status = forward_backward(m, b, g);
+  struct comm_counts after = comm_counts(m->tp);
+  if (slot >= 0) m->graph_traffic[slot] = (struct comm_counts){after.calls - before.calls, after.bytes - before.bytes};
+  TRY(status);
+  return device_graph_end(m->device);
+}
+
+enum status transformer_train(struct model *m, const struct batch *b, float g, double *loss_sum) {
+  struct batch placed;
+  TRY(batch_place(m->device, &m->acts.batch, b, &placed));
+  TRY(queue_micro_batch(m, &placed, g));
+  return head_collect(m, &placed, loss_sum, NULL);
+}
+
 enum status transformer_loss(struct model *m, const struct batch *b, double *loss_sum, float *nll) {
-  TRY(forward(m, b, m->acts.flowing));
-  return head_loss(m, b, false, 0, loss_sum, nll);
+  struct batch placed;
+  TRY(batch_place(m->device, &m->acts.batch, b, &placed));
+  TRY(forward(m, &placed, m->acts.flowing));
+  TRY(head_loss(m, &placed, false, 0));
+  return head_collect(m, &placed, loss_sum, nll);
 }
 
 enum status transformer_logits(struct model *m, const struct batch *b, const int32_t *rows, int64_t n, float *logits) {
-  TRY(forward(m, b, m->acts.flowing));
-  return head_logits(m, rows, n, logits);
+  struct batch asked = *b, placed;
+  asked.wanted = rows;
+  asked.n_wanted = n;
+  TRY(batch_place(m->device, &m->acts.batch, &asked, &placed));
+  TRY(forward(m, &placed, m->acts.flowing));
+  return head_logits(m, &placed, logits);
 }
 
-enum status transformer_find_not_finite(struct model *m, const struct batch *b, int *place) {
+enum status transformer_find_not_finite(struct model *m, const struct batch *batch, int *place) {
   const int L = (int)m->facts.n_layers;
   struct layer_saved *layers = m->acts.flowing;
+  struct batch placed, *b = &placed;
+  TRY(batch_place(m->device, &m->acts.batch, batch, b));
   TRY(embed(m, b, layers[0].x1));
   int first = L;
   for (int layer = -1; layer < L; layer++) {

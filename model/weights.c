@@ -18,6 +18,7 @@ struct plan {
   enum dtype compute;
   struct weights *weights;
   struct read_list reads;
+  int n_linears, n_not_f8; /* of the layers, and those that f8 does not fit */
 };
 
 static enum status find_prefix(struct plan *plan) {
@@ -51,21 +52,41 @@ static enum dtype kept_dtype(const struct plan *plan, enum dtype file, struct sp
   return columns.first % block || columns.n % block ? plan->compute : file;
 }
 
-/* Plan a matrix: rows picked from a whole [rows, cols] (or, for conv1d, stored
- * transposed), columns [first, n). */
-static enum status want_matrix(struct plan *plan, const struct tensor_info *info, int64_t rows, int64_t cols,
-                               struct row_pick pick, struct span columns, bool transposed, const char *name,
+/* The same for a layer's linear. What f8 does not fit in some layout is kept as in the file in every layout: rows
+ * whose length is no multiple of the block, and o where a head's width is none, since o is cut between heads. Down is
+ * cut in multiples of the block, but for models too narrow for their ranks. */
+static enum dtype kept_linear(struct plan *plan, enum dtype file, enum module module, struct span columns,
+                              int64_t whole) {
+  plan->n_linears++;
+  if (plan->storage != STORE_F8 || dtype_quantised(file)) return kept_dtype(plan, file, columns);
+  int64_t block = dtype_block(DTYPE_F8);
+  bool heads_fit = module != MODULE_O || plan->facts->head_dim % block == 0;
+  if (heads_fit && columns.first % block == 0 && columns.n % block == 0 && whole % block == 0) return DTYPE_F8;
+  plan->n_not_f8++;
+  return file;
+}
+
+/* Plan a matrix of [rows, cols] (or, for conv1d, stored transposed): what `item` says, but for its slot. */
+static enum status want_matrix(struct plan *plan, int64_t rows, int64_t cols, struct read_item item, const char *name,
                                struct weight *weight) {
-  TRY(read_check_shape(info, transposed ? cols : rows, transposed ? rows : cols));
-  enum dtype dtype = kept_dtype(plan, info->dtype, columns);
-  if (transposed && dtype_quantised(info->dtype))
+  const struct tensor_info *info = item.info;
+  TRY(read_check_shape(info, item.transposed ? cols : rows, item.transposed ? rows : cols));
+  if (item.transposed && dtype_quantised(info->dtype))
     return status_set(STATUS_DATA, "%s: tensor '%s': quantised transposed weights are not supported", info->file,
                       info->name);
-  *weight = (struct weight){NULL, dtype, row_pick_count(&pick), columns.n};
-  size_t bytes = dtype_bytes(dtype, columns.n) * (size_t)weight->n_out;
+  *weight = (struct weight){NULL, item.dtype, row_pick_count(&item.rows), item.columns.n};
+  size_t bytes = dtype_bytes(item.dtype, item.columns.n) * (size_t)weight->n_out;
   TRY(memory_add(&plan->weights->memory, name, bytes, (void **)&weight->data));
-  return read_list_add(&plan->reads,
-                       (struct read_item){info, pick, columns, transposed, dtype, (void **)&weight->data});
+  item.slot = (void **)&weight->data;
+  return read_list_add(&plan->reads, item);
+}
+
+/* Plan a matrix outside the layers: picked rows of a whole [rows, cols]. */
+static enum status want_table(struct plan *plan, const struct tensor_info *info, int64_t rows, int64_t cols,
+                              struct row_pick pick, const char *name, struct weight *weight) {
+  struct span all = {0, cols};
+  struct read_item item = {info, pick, all, false, kept_dtype(plan, info->dtype, all), NULL};
+  return want_matrix(plan, rows, cols, item, name, weight);
 }
 
 /* Plan a vector kept as f32: entries picked from a whole [n]. */
@@ -115,8 +136,9 @@ static enum status want_linear(struct plan *plan, int layer, enum module module)
   struct row_pick rows = module_rows(plan, module, &dims, &whole);
   const struct tensor_info *info;
   TRY(find(plan, layer, path, ".weight", &info));
-  TRY(want_matrix(plan, info, whole, dims.in, rows, dims.in_t, arch->conv1d, module_names[module],
-                  &to->linear[module]));
+  enum dtype dtype = kept_linear(plan, info->dtype, module, dims.in_t, dims.in);
+  TRY(want_matrix(plan, whole, dims.in, (struct read_item){info, rows, dims.in_t, arch->conv1d, dtype, NULL},
+                  module_names[module], &to->linear[module]));
   if (!has_bias(plan->facts, module)) return STATUS_OK;
   TRY(find(plan, layer, path, ".bias", &info));
   return want_vector(plan, info, whole, rows, "biases", &to->bias[module]);
@@ -159,9 +181,9 @@ static enum status want_embedding(struct plan *plan) {
   const struct tensor_info *info;
   int64_t V = facts->n_vocab, D = facts->d_model, De = facts->d_embed;
   struct row_pick vocab = row_pick_span(plan->shard->vocab.first, plan->shard->vocab.n);
-  struct span all_embed = {0, De}, all_model = {0, D};
+  struct span all_model = {0, D};
   TRY(find(plan, -1, arch->embed, ".weight", &info));
-  TRY(want_matrix(plan, info, V, De, vocab, all_embed, false, "embedding", &to->embed));
+  TRY(want_table(plan, info, V, De, vocab, "embedding", &to->embed));
   if (facts->position == POSITION_LEARNED) {
     int64_t rows = facts->max_positions + facts->position_offset;
     TRY(find(plan, -1, arch->position, ".weight", &info));
@@ -173,9 +195,9 @@ static enum status want_embedding(struct plan *plan) {
   if (facts->embed_norm) TRY(want_norm(plan, -1, arch->embed_norm, D, true, &to->embed_norm));
   if (De != D) {
     TRY(find(plan, -1, arch->project_in, ".weight", &info));
-    TRY(want_matrix(plan, info, D, De, row_pick_span(0, D), all_embed, false, "projections", &to->project_in));
+    TRY(want_table(plan, info, D, De, row_pick_span(0, D), "projections", &to->project_in));
     TRY(find(plan, -1, arch->project_out, ".weight", &info));
-    TRY(want_matrix(plan, info, De, D, row_pick_span(0, De), all_model, false, "projections", &to->project_out));
+    TRY(want_table(plan, info, De, D, row_pick_span(0, De), "projections", &to->project_out));
   }
   return STATUS_OK;
 }
@@ -196,8 +218,7 @@ static enum status want_head(struct plan *plan) {
   }
   if (facts->tied_head) return STATUS_OK;
   TRY(find(plan, -1, plan->arch->head, ".weight", &info));
-  struct span all = {0, facts->d_embed};
-  return want_matrix(plan, info, facts->n_vocab, facts->d_embed, vocab, all, false, "head", &to->head);
+  return want_table(plan, info, facts->n_vocab, facts->d_embed, vocab, "head", &to->head);
 }
 
 static enum status plan_all(struct plan *plan) {
@@ -260,8 +281,13 @@ enum status weights_load(struct device *device, struct tensor_source *source, co
                       .weights = weights};
   TRY_OUT(plan_all(&plan));
   warn_of_unread(&plan);
+  if (plan.n_not_f8 > 0)
+    log_warn(
+        "%d of %d matrices stay as they are in the file: fp8 needs rows, their parts on a rank and heads that are "
+        "multiples of %lld weights",
+        plan.n_not_f8, plan.n_linears, (long long)dtype_block(DTYPE_F8));
   TRY_OUT(memory_commit(&weights->memory, device));
-  TRY_OUT(read_list_run(&plan.reads, source));
+  TRY_OUT(read_list_run(&plan.reads, source, device));
   if (source->facts.tied_head) weights->head = weights->embed;
   if (source->facts.shared_norm)
     for (int layer = 0; layer < source->facts.n_layers; layer++)

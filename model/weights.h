@@ -46,6 +46,7 @@ enum weight_storage {
   STORE_AS_FILE, /* as in the file; quantised blocks stay quantised */
   STORE_F32,
   STORE_BF16,
+  STORE_F8, /* the layers' linears as f8 where the file has plain numbers; all else as in the file */
 };
 
 /* Find every tensor that the model needs, check shapes and dtypes against the

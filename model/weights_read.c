@@ -5,7 +5,7 @@
 
 #include "io/quant.h"
 
-#define TURN_LINES   16
+#define TURN_LINES   32                /* of input rows turned at a time: a cache line or more, and a block of f8 */
 #define BUFFER_BYTES ((size_t)4 << 20) /* of a piece on its way through conversion */
 
 enum status read_list_add(struct read_list *list, struct read_item item) {
@@ -60,6 +60,8 @@ static void convert_row(enum dtype from, const void *src, int64_t n, int64_t ski
   quant_expand_f32(from, src, n, wide);
   if (to == DTYPE_F32)
     memcpy(dst, wide + skip, (size_t)keep * sizeof(float));
+  else if (to == DTYPE_F8)
+    quant_pack_f8(wide + skip, keep, dst);
   else
     for (int64_t i = 0; i < keep; i++) ((uint16_t *)dst)[i] = f32_to_bf16(wide[skip + i]);
 }
@@ -98,21 +100,33 @@ static void store_turned(enum dtype dtype, const float *lines, int64_t n_lines, 
     for (int64_t k = 0; k < n_lines; k++) store_one(dtype, dst, r * n_columns + column + k, lines[k * n + r]);
 }
 
-/* Stored [in, out]: read runs of input rows and turn them, TURN_LINES at a time so
- * that each write fills a cache line. dst row length is item->columns.n elements. */
+/* The same for f8, of which TURN_LINES columns are a block. */
+static void pack_turned(const float *lines, int64_t n, char *dst, int64_t n_columns, int64_t column) {
+  for (int64_t r = 0; r < n; r++) {
+    float block[TURN_LINES];
+    for (int64_t k = 0; k < TURN_LINES; k++) block[k] = lines[k * n + r];
+    quant_pack_f8(block, TURN_LINES, dst + dtype_bytes(DTYPE_F8, r * n_columns + column));
+  }
+}
+
+/* Stored [in, out]: read runs of input rows and turn them, TURN_LINES at a time.
+ * The buffer holds as many at least. dst row length is item->columns.n elements. */
 static enum status read_turned(const struct read_item *item, struct tensor_source *source, int64_t row, int64_t n,
                                char *dst, char *buffer, float *wide) {
   enum dtype from = item->info->dtype;
   size_t from_row = dtype_bytes(from, n);
   int64_t batch = (int64_t)(BUFFER_BYTES / from_row) / TURN_LINES * TURN_LINES;
-  if (batch < 1) batch = 1;
+  if (batch < TURN_LINES) batch = TURN_LINES;
   for (int64_t done = 0; done < item->columns.n; done += batch) {
     int64_t now = item->columns.n - done < batch ? item->columns.n - done : batch;
     TRY(source->read(source, item->info, item->columns.first + done, now, row, n, buffer, from_row));
     for (int64_t c = 0; c < now; c += TURN_LINES) {
       int64_t lines = now - c < TURN_LINES ? now - c : TURN_LINES;
       quant_expand_f32(from, buffer + (size_t)c * from_row, lines * n, wide);
-      store_turned(item->dtype, wide, lines, n, dst, item->columns.n, done + c);
+      if (item->dtype == DTYPE_F8)
+        pack_turned(wide, n, dst, item->columns.n, done + c);
+      else
+        store_turned(item->dtype, wide, lines, n, dst, item->columns.n, done + c);
     }
   }
   return STATUS_OK;
@@ -143,26 +157,50 @@ static int64_t longest_row(const struct read_list *list) {
   return longest;
 }
 
-static enum status read_item_run(const struct read_item *item, struct tensor_source *source, char *buffer,
-                                 float *wide) {
-  size_t piece_bytes = dtype_bytes(item->dtype, item->columns.n) * (size_t)item->rows.piece;
-  for (int64_t p = 0; p < item->rows.n_pieces; p++) {
-    int64_t row = item->rows.first + p * item->rows.stride;
-    char *dst = (char *)*item->slot + (size_t)p * piece_bytes;
-    if (item->info->n_dims == 1)
-      TRY(read_vector(item, source, row, item->rows.piece, dst, buffer, wide));
-    else if (item->transposed)
-      TRY(read_turned(item, source, row, item->rows.piece, dst, buffer, wide));
-    else
-      TRY(read_rows(item, source, row, item->rows.piece, dst, buffer, wide));
+/* Rows [row, row + n) of an item, as read_item describes them, to host memory. */
+static enum status read_piece(const struct read_item *item, struct tensor_source *source, int64_t row, int64_t n,
+                              char *dst, char *buffer, float *wide) {
+  if (item->info->n_dims == 1) return read_vector(item, source, row, n, dst, buffer, wide);
+  if (item->transposed) return read_turned(item, source, row, n, dst, buffer, wide);
+  return read_rows(item, source, row, n, dst, buffer, wide);
+}
+
+/* The same to device memory: as many rows at a time as a staging buffer takes. */
+static enum status send_piece(const struct read_item *item, struct tensor_source *source, struct device *device,
+                              int64_t row, int64_t n, char *dst, char *buffer, float *wide) {
+  size_t row_bytes = dtype_bytes(item->dtype, item->columns.n);
+  int64_t most = (int64_t)(DEVICE_STAGE_BYTES / row_bytes);
+  if (most < 1)
+    return status_set(STATUS_DATA, "%s: tensor '%s': a row of %zu MB is not supported on this device", item->info->file,
+                      item->info->name, row_bytes >> 20);
+  for (int64_t done = 0; done < n; done += most) {
+    int64_t now = n - done < most ? n - done : most;
+    void *stage;
+    TRY(device_stage_take(device, &stage));
+    TRY(read_piece(item, source, row + done, now, stage, buffer, wide));
+    TRY(device_stage_send(device, dst + (size_t)done * row_bytes, (size_t)now * row_bytes));
   }
   return STATUS_OK;
 }
 
-enum status read_list_run(const struct read_list *list, struct tensor_source *source) {
+static enum status read_item_run(const struct read_item *item, struct tensor_source *source, struct device *device,
+                                 char *buffer, float *wide) {
+  size_t piece_bytes = dtype_bytes(item->dtype, item->columns.n) * (size_t)item->rows.piece;
+  for (int64_t p = 0; p < item->rows.n_pieces; p++) {
+    int64_t row = item->rows.first + p * item->rows.stride;
+    char *dst = (char *)*item->slot + (size_t)p * piece_bytes;
+    if (device->host_memory)
+      TRY(read_piece(item, source, row, item->rows.piece, dst, buffer, wide));
+    else
+      TRY(send_piece(item, source, device, row, item->rows.piece, dst, buffer, wide));
+  }
+  return STATUS_OK;
+}
+
+enum status read_list_run(const struct read_list *list, struct tensor_source *source, struct device *device) {
   enum status status = STATUS_OK;
   int64_t longest = longest_row(list);
-  size_t buffer_bytes = (size_t)longest * sizeof(float);
+  size_t buffer_bytes = (size_t)longest * TURN_LINES * sizeof(float);
   if (buffer_bytes < BUFFER_BYTES) buffer_bytes = BUFFER_BYTES;
   char *buffer = malloc(buffer_bytes);
   float *wide = malloc((size_t)longest * TURN_LINES * sizeof(float));
@@ -171,7 +209,7 @@ enum status read_list_run(const struct read_list *list, struct tensor_source *so
     goto out;
   }
   for (int i = 0; i < list->n; i++)
-    if (*list->items[i].slot) TRY_OUT(read_item_run(&list->items[i], source, buffer, wide));
+    if (*list->items[i].slot) TRY_OUT(read_item_run(&list->items[i], source, device, buffer, wide));
 out:
   free(buffer);
   free(wide);

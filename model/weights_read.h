@@ -8,6 +8,7 @@
 #include <stdbool.h>
 
 #include "io/tensor_source.h"
+#include "model/device.h"
 #include "model/shard.h"
 
 /* Output rows of a matrix: n_pieces runs of `piece` rows, `stride` apart. */
@@ -37,8 +38,10 @@ struct read_list {
 enum status read_list_add(struct read_list *list, struct read_item item);
 void read_list_free(struct read_list *list);
 
-/* Do all reads. STATUS_DATA, STATUS_SYSTEM. */
-enum status read_list_run(const struct read_list *list, struct tensor_source *source);
+/* Do all reads. Slots hold device memory: what is not the host's is written through
+ * the device's staging buffers, one being read while the other travels.
+ * STATUS_DATA, STATUS_SYSTEM, STATUS_DEVICE. */
+enum status read_list_run(const struct read_list *list, struct tensor_source *source, struct device *device);
 
 /* Bytes the reads take from the files (whole blocks where a cut falls inside one). */
 uint64_t read_list_bytes(const struct read_list *list);

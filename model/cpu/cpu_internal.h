@@ -37,6 +37,7 @@ struct cpu_gemm_cache; /* gemm_onednn.c */
 struct cpu_state {
   struct cpu_block scratch[CPU_SCRATCH_COUNT];
   struct cpu_gemm_cache *gemm;
+  void *stage; /* [DEVICE_STAGE_BYTES] once asked for */
 };
 
 static inline struct cpu_state *cpu_state(const struct device *d) { return d->state; }
@@ -140,6 +141,9 @@ enum status cpu_linear_forward(struct device *d, int64_t M, struct tensor_view x
                                const float *bias, struct tensor_view y, bool accumulate);
 enum status cpu_linear_backward(struct device *d, int64_t M, struct tensor_view dy, const struct weight *W,
                                 struct tensor_view dx, bool accumulate);
+enum status cpu_linear_activation_forward(struct device *d, enum activation kind, int64_t M, struct tensor_view x,
+                                          const struct weight *W, const float *bias, struct tensor_view pre,
+                                          struct tensor_view h);
 enum status cpu_lowrank_forward(struct device *d, int64_t M, struct tensor_view x, const struct lowrank *pair, float *h,
                                 struct tensor_view y);
 enum status cpu_lowrank_backward(struct device *d, int64_t M, struct tensor_view x, const float *h,

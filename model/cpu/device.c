@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "model/cpu/cpu_internal.h"
+#include "model/device_backend.h"
 
 enum { MAX_THREADS = 4096, HUGE_PAGE = 2 << 20 };
 
@@ -24,43 +25,13 @@ static int usable_cores(void) {
   return online > 0 ? (int)online : 1;
 }
 
-enum status device_open(const char *name, int n_threads, struct device **device_p) {
-  if (strcmp(name, "auto") != 0 && strcmp(name, "cpu") != 0) {
-    return status_set(STATUS_USAGE, "device '%s': this build has 'cpu' only; use auto or cpu", name);
-  }
-  if (n_threads < 0 || n_threads > MAX_THREADS) {
-    return status_set(STATUS_USAGE, "%d threads: give 1 to %d, or 0 for all cores of this rank", n_threads,
-                      MAX_THREADS);
-  }
-  struct device *d = calloc(1, sizeof *d);
-  struct cpu_state *state = calloc(1, sizeof *state);
-  if (!d || !state) {
-    free(d);
-    free(state);
-    return status_set(STATUS_SYSTEM, "device '%s': out of memory", name);
-  }
-  d->ops = &cpu_ops;
-  d->state = state;
-  d->n_threads = n_threads ? n_threads : usable_cores();
-  omp_set_num_threads(d->n_threads);
-  enum status status = cpu_gemm_open(d, &state->gemm);
-  if (status != STATUS_OK) {
-    device_close(&d);
-    return status;
-  }
-  *device_p = d;
-  return STATUS_OK;
-}
-
-void device_close(struct device **device_p) {
-  struct device *d = *device_p;
-  if (!d) return;
+static void cpu_close(struct device *d) {
   struct cpu_state *state = cpu_state(d);
   cpu_gemm_close(&state->gemm);
-  for (int i = 0; i < CPU_SCRATCH_COUNT; i++) device_free(d, state->scratch[i].data, state->scratch[i].bytes);
+  for (int i = 0; i < CPU_SCRATCH_COUNT; i++)
+    if (state->scratch[i].data) device_free(d, state->scratch[i].data, state->scratch[i].bytes);
+  free(state->stage);
   free(state);
-  free(d);
-  *device_p = NULL;
 }
 
 static size_t round_up(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }
@@ -80,7 +51,7 @@ static void *map_huge(size_t bytes) {
 
 static size_t block_bytes(size_t bytes) { return bytes < HUGE_PAGE ? round_up(bytes, 64) : round_up(bytes, HUGE_PAGE); }
 
-enum status device_alloc(struct device *device, size_t bytes, const char *what, void **memory_p) {
+static enum status cpu_alloc(struct device *device, size_t bytes, const char *what, void **memory_p) {
   void *memory = NULL;
   size_t block = bytes ? block_bytes(bytes) : 64;
   if (bytes > SIZE_MAX / 2) {
@@ -104,8 +75,7 @@ enum status device_alloc(struct device *device, size_t bytes, const char *what, 
   return STATUS_OK;
 }
 
-void device_free(struct device *device, void *memory, size_t bytes) {
-  if (!memory) return;
+static void cpu_free(struct device *device, void *memory, size_t bytes) {
   size_t block = bytes ? block_bytes(bytes) : 64;
   device->allocated -= bytes;
   if (block < HUGE_PAGE) {
@@ -144,10 +114,122 @@ static void processor_name(char *text, size_t size) {
   fclose(file);
 }
 
-void device_describe(const struct device *device, char *text, size_t size) {
+static void cpu_describe(const struct device *device, char *text, size_t size) {
   char processor[128], library[128];
   processor_name(processor, sizeof processor);
   cpu_gemm_describe(library, sizeof library);
   snprintf(text, size, "%s: %s, %s, %d thread%s", device->ops->name, processor, library, device->n_threads,
            device->n_threads == 1 ? "" : "s");
+}
+
+/* --- memory that is the host's anyway --------------------------------------- */
+
+static enum status cpu_host_alloc(struct device *device, size_t bytes, const char *what, void **memory_p) {
+  (void)device;
+  *memory_p = aligned_alloc(64, round_up(bytes ? bytes : 1, 64));
+  return *memory_p ? STATUS_OK : status_set(STATUS_SYSTEM, "%s: no memory for %zu MB", what, bytes >> 20);
+}
+
+static void cpu_host_free(struct device *device, void *memory) {
+  (void)device;
+  free(memory);
+}
+
+static enum status cpu_copy_out(struct device *device, void *dst, const void *src, size_t bytes) {
+  (void)device;
+  memcpy(dst, src, bytes);
+  return STATUS_OK;
+}
+
+static enum status cpu_zero_bytes(struct device *device, void *p, size_t bytes) {
+  (void)device;
+  memset(p, 0, bytes);
+  return STATUS_OK;
+}
+
+static enum status cpu_stage_take(struct device *device, void **buffer_p) {
+  struct cpu_state *state = cpu_state(device);
+  if (!state->stage) TRY(cpu_host_alloc(device, DEVICE_STAGE_BYTES, "staging buffer", &state->stage));
+  *buffer_p = state->stage;
+  return STATUS_OK;
+}
+
+static enum status cpu_stage_send(struct device *device, void *dst, size_t bytes) {
+  memcpy(dst, cpu_state(device)->stage, bytes);
+  return STATUS_OK;
+}
+
+static enum status cpu_synchronize(struct device *device) {
+  (void)device;
+  return STATUS_OK;
+}
+
+static void cpu_set_watch(struct device *device, device_watch_func_t *watch, void *context) {
+  (void)device; /* nothing is ever waited for */
+  (void)watch;
+  (void)context;
+}
+
+static void *cpu_stream(const struct device *device) {
+  (void)device;
+  return NULL;
+}
+
+static enum status cpu_graph_begin(struct device *device, const void *key, size_t key_bytes, int *slot_p,
+                                   bool *repeated_p) {
+  (void)device;
+  (void)key;
+  (void)key_bytes;
+  *slot_p = -1;
+  *repeated_p = false;
+  return STATUS_OK;
+}
+
+static enum status cpu_graph_end(struct device *device) {
+  (void)device;
+  return STATUS_OK;
+}
+
+static void cpu_identity(const struct device *device, char identity[DEVICE_IDENTITY]) {
+  (void)device;
+  identity[0] = 0;
+}
+
+static const struct device_functions cpu_functions = {
+    .close = cpu_close,
+    .alloc = cpu_alloc,
+    .free = cpu_free,
+    .host_alloc = cpu_host_alloc,
+    .host_free = cpu_host_free,
+    .copy_out = cpu_copy_out,
+    .zero = cpu_zero_bytes,
+    .stage_take = cpu_stage_take,
+    .stage_send = cpu_stage_send,
+    .synchronize = cpu_synchronize,
+    .set_watch = cpu_set_watch,
+    .stream = cpu_stream,
+    .graph_begin = cpu_graph_begin,
+    .graph_end = cpu_graph_end,
+    .graph_drop = cpu_synchronize,
+    .identity = cpu_identity,
+    .describe = cpu_describe,
+};
+
+enum status cpu_device_open(const struct device_options *options, struct device *d) {
+  int n_threads = options->n_threads;
+  if (n_threads < 0 || n_threads > MAX_THREADS) {
+    return status_set(STATUS_USAGE, "%d threads: give 1 to %d, or 0 for all cores of this rank", n_threads,
+                      MAX_THREADS);
+  }
+  struct cpu_state *state = calloc(1, sizeof *state);
+  if (!state) return status_set(STATUS_SYSTEM, "device cpu: out of memory");
+  d->ops = &cpu_ops;
+  d->functions = &cpu_functions;
+  d->state = state;
+  d->n_threads = n_threads ? n_threads : usable_cores();
+  d->host_memory = true;
+  omp_set_num_threads(d->n_threads);
+  enum status status = cpu_gemm_open(d, &state->gemm);
+  if (status != STATUS_OK) cpu_close(d);
+  return status;
 }

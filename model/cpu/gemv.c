@@ -152,6 +152,7 @@ static void dot_piece(const struct gemv *job, int64_t first, int64_t end) {
     DOT_CASE(DTYPE_Q8_0)
     DOT_CASE(DTYPE_Q4_K)
     DOT_CASE(DTYPE_Q6_K)
+    DOT_CASE(DTYPE_F8)
 #undef DOT_CASE
     case DTYPE_COUNT:
       break;

@@ -108,3 +108,11 @@ enum status cpu_linear_backward(struct device *d, int64_t M, struct tensor_view 
   }
   return STATUS_OK;
 }
+
+enum status cpu_linear_activation_forward(struct device *d, enum activation kind, int64_t M, struct tensor_view x,
+                                          const struct weight *W, const float *bias, struct tensor_view pre,
+                                          struct tensor_view h) {
+  const struct tensor_view none = {NULL, 0, pre.dtype};
+  TRY(cpu_linear_forward(d, M, x, W, bias, pre, false));
+  return cpu_activation_forward(d, kind, M, W->n_out, none, pre, h);
+}

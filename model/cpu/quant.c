@@ -53,6 +53,9 @@ static void expand_f32(enum dtype dtype, const void *restrict src, int64_t n, fl
     case DTYPE_Q6_K:
       expand(DTYPE_Q6_K, src, n, dst);
       break;
+    case DTYPE_F8:
+      expand(DTYPE_F8, src, n, dst);
+      break;
     case DTYPE_COUNT:
       break;
   }

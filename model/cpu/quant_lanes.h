@@ -4,7 +4,7 @@
  *
  * They are so although the compiler may fuse d q + m: an 11-bit scale times a
  * number of at most 13 bits is exact in f32, so that fused or not there is one
- * rounding. Only q6_k rounds its product, and adds nothing.
+ * rounding. Only q6_k and f8 round their products, and add nothing.
  */
 #ifndef LORASHARD_MODEL_CPU_QUANT_LANES_H
 #define LORASHARD_MODEL_CPU_QUANT_LANES_H
@@ -121,6 +121,21 @@ VF_INLINE vf quant_q6_k(const uint8_t *block, int group, int v) {
   return quant_scaled(q - 32, vf_set(scale));
 }
 
+/* e4m3 numbers without their scale. The exponent and mantissa of a normal number go to f32's places with another bias;
+ * a subnormal one is a multiple of 2^-9. */
+VF_INLINE vf quant_e4m3(const uint8_t *p) {
+  vi code = quant_bytes(p), magnitude = code & 0x7f;
+  vi small = (vi)(__builtin_convertvector(magnitude, vf) * 0x1p-9f), normal = (magnitude << 20) + 0x3c000000;
+  vi is_small = magnitude < 8, is_nan = (magnitude == 0x7f) & 0x7fc00000;
+  return (vf)((small & is_small) | (normal & ~is_small) | is_nan | (vi)((vu)code >> 7 << 31));
+}
+
+VF_INLINE vf quant_f8(const uint8_t *block, int v) {
+  float scale;
+  memcpy(&scale, block, sizeof scale);
+  return quant_e4m3(block + 4 + v * VF_LANES) * scale;
+}
+
 VF_INLINE vf quant_f16(const uint8_t *p) {
 #if VF_LANES == 16
   return (vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
@@ -161,6 +176,8 @@ VF_INLINE vf quant_vector(enum dtype dtype, const uint8_t *block, int group, int
       return quant_q4_k(block, group, v);
     case DTYPE_Q6_K:
       return quant_q6_k(block, group, v);
+    case DTYPE_F8:
+      return quant_f8(block, v);
     case DTYPE_COUNT:
       break;
   }
@@ -168,10 +185,10 @@ VF_INLINE vf quant_vector(enum dtype dtype, const uint8_t *block, int group, int
 }
 
 /* Weights and bytes of a block, as io/dtype.h says, for the compiler. */
-VF_INLINE int quant_block(enum dtype dtype) { return dtype < DTYPE_Q4_0 ? QUANT_GROUP : dtype < DTYPE_Q4_K ? 32 : 256; }
+VF_INLINE int quant_block(enum dtype dtype) { return dtype == DTYPE_Q4_K || dtype == DTYPE_Q6_K ? 256 : QUANT_GROUP; }
 VF_INLINE int quant_block_bytes(enum dtype dtype) {
   static const int bytes[DTYPE_COUNT] = {
-      4 * QUANT_GROUP, 2 * QUANT_GROUP, 2 * QUANT_GROUP, 18, 20, 22, 24, 34, 144, 210};
+      4 * QUANT_GROUP, 2 * QUANT_GROUP, 2 * QUANT_GROUP, 18, 20, 22, 24, 34, 144, 210, 36};
   return bytes[dtype];
 }
 

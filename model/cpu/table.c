@@ -7,6 +7,7 @@ const struct ops cpu_ops = {
     .name = "cpu",
     .linear_forward = cpu_linear_forward,
     .linear_backward = cpu_linear_backward,
+    .linear_activation_forward = cpu_linear_activation_forward,
     .lowrank_forward = cpu_lowrank_forward,
     .lowrank_backward = cpu_lowrank_backward,
     .norm_forward = cpu_norm_forward,

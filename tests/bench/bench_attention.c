@@ -81,6 +81,7 @@ static void bench(const char *name, int length, enum dtype dtype, int n_threads,
                                 .k = b.k,
                                 .v = b.v,
                                 .o = b.o,
+                                .n_rows = ROWS,
                                 .segments = segments,
                                 .n_segments = n,
                                 .n_heads = HEADS,
@@ -91,7 +92,8 @@ static void bench(const char *name, int length, enum dtype dtype, int n_threads,
                                 .lse = b.lse,
                                 .lse_ld = ROWS};
   struct device *d = NULL;
-  if (!b.lse || device_open("cpu", n_threads, &d) != STATUS_OK) exit(1);
+  const struct device_options options = {.name = "cpu", .n_threads = n_threads};
+  if (!b.lse || device_open(&options, &d) != STATUS_OK) exit(1);
   double forward[64], backward[64];
   for (int i = -2; i < repeats; i++) { /* two rounds to warm up */
     double start = now();

@@ -216,7 +216,7 @@ static void add_layer_backward(struct bench *b, int64_t m, int64_t layer) {
 
 /* One pass forward and backward, in the order of the training step; each token has a target. */
 static void add_pass(struct bench *b, int64_t tokens) {
-  const int64_t L = b->facts.n_layers, chunk = activations_chunk(b->facts.n_vocab, 1);
+  const int64_t L = b->facts.n_layers, chunk = activations_chunk(b->facts.n_vocab, 1, true);
   const int64_t m = (tokens + BATCH_TOKEN_UNIT - 1) / BATCH_TOKEN_UNIT * BATCH_TOKEN_UNIT;
   const bool projected = b->project_in.n_out > 0;
   if (projected) add_forward(b, m, &b->project_in, 0);
@@ -484,7 +484,7 @@ static struct options parse(int argc, char **argv) {
     set_option(&rows[row], argv[++i]);
   }
   if (!o.model) usage();
-  if (!o.pass_tokens) o.pass_tokens = batcher_rows_at_once(o.micro_batch, o.seq_len, 1) * o.seq_len;
+  if (!o.pass_tokens) o.pass_tokens = batcher_rows_at_once(o.micro_batch, o.seq_len, 1, true) * o.seq_len;
   return o;
 }
 

@@ -125,7 +125,7 @@ int main(int argc, char **argv) {
   float dropout = argc > 4 ? strtof(argv[4], NULL) : 0;
   struct device *d = NULL;
   char text[512];
-  check(device_open("cpu", threads, &d));
+  check(device_open(&(struct device_options){.name = "cpu", .n_threads = threads}, &d));
   device_describe(d, text, sizeof text);
   printf("%s; %lld rows\n", text, (long long)M);
   run_type(d, DTYPE_F32, DTYPE_F32, M, r, dropout);

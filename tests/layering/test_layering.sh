@@ -11,14 +11,15 @@ fault() {
 }
 
 mapfile -t sources < <(find io dist model lora launch tests -name '*.[ch]' | sort)
+mapfile -t kernels < <(find model tests -name '*.cu' -o -name '*.cuh' -o -name '*.cpp' | sort)
 mapfile -t program < <(printf '%s\n' "${sources[@]}" | grep -v '^tests/')
 
 # Which target a file belongs to.
 layer_of() {
   case $1 in
-    io/status.* | io/log.* | io/dtype.* | io/quant.* | io/tensor_source.h | io/model_facts.h | model/arch.* | dist/rng.h)
+    io/status.* | io/log.* | io/dtype.* | io/quant.* | io/plugin.* | io/tensor_source.h | io/model_facts.h | model/arch.* | dist/rng.h)
       echo base ;;
-    model/ops.h | model/device.h | model/cpu/*) echo ops ;;
+    model/ops.h | model/device*.[ch] | model/cpu/* | model/cuda/*) echo ops ;;
     */*) echo "${1%%/*}" ;;
     *) echo none ;;
   esac
@@ -37,7 +38,7 @@ allowed() {
 }
 
 # --- includes ---
-for file in "${program[@]}"; do
+for file in "${program[@]}" $(printf '%s\n' "${kernels[@]}" | grep '^model/'); do
   layer=$(layer_of "$file")
   while read -r included; do
     [ -f "$included" ] || { fault "$file includes \"$included\", which is no path from the root"; continue; }
@@ -51,6 +52,9 @@ for file in "${program[@]}"; do
     fault "$file includes mpi.h; only dist/ speaks MPI"
   grep -q '#[[:space:]]*include[[:space:]]*<\(oneapi/dnnl/\)\?dnnl' "$file" &&
     [[ $layer != ops && $file != launch/cmd_doctor.c ]] && fault "$file includes dnnl.h; only model/cpu/ speaks oneDNN"
+  grep -q '#[[:space:]]*include[[:space:]]*<\(cuda\|cublas\|nccl\)' "$file" &&
+    [[ $file != model/cuda/* && $file != dist/comm_nccl.c ]] &&
+    fault "$file includes CUDA's headers; only model/cuda/ and dist/comm_nccl.c speak CUDA"
 done
 
 # --- headers compile alone ---
@@ -63,7 +67,8 @@ for header in "${program[@]}"; do
   [[ $header == *.h ]] || continue
   printf '#include "%s"\n#include "%s"\n' "$header" "$header" >"$scratch/alone.c"
   # shellcheck disable=SC2086  # flags are words
-  "$CC" -std=gnu11 -D_GNU_SOURCE -DPCRE2_CODE_UNIT_WIDTH=8 -Wall -Wextra -Werror -fopenmp -fsyntax-only -I. $flags \
+  "$CC" -std=gnu11 -D_GNU_SOURCE -DPCRE2_CODE_UNIT_WIDTH=8 -Wall -Wextra -Werror -fopenmp -fsyntax-only -I. \
+    -Itests/gpu_emulation/include $flags \
     "$scratch/alone.c" >"$scratch/errors" 2>&1 || {
     fault "$header does not compile alone:"
     head -5 "$scratch/errors"
@@ -83,7 +88,7 @@ for file in "${program[@]}"; do
 done
 
 # --- size ---
-for file in "${sources[@]}"; do
+for file in "${sources[@]}" "${kernels[@]}"; do
   lines=$(wc -l <"$file")
   [ "$lines" -le 600 ] || fault "$file has $lines lines; split it by topic (600 at most)"
 done
@@ -91,7 +96,7 @@ done
 # --- format ---
 formatter=$(command -v clang-format || command -v clang-format-14 || true)
 if [ -n "$formatter" ]; then
-  for file in "${sources[@]}"; do
+  for file in "${sources[@]}" "${kernels[@]}"; do
     "$formatter" --dry-run -Werror "$file" >"$scratch/format" 2>&1 ||
       fault "$file is not in the committed format: clang-format -i $file"
   done
@@ -99,5 +104,5 @@ else
   echo "clang-format is not installed; formatting not checked"
 fi
 
-echo "${#sources[@]} files checked, $faults faults"
+echo "$((${#sources[@]} + ${#kernels[@]})) files checked, $faults faults"
 [ "$faults" -eq 0 ]

@@ -1,6 +1,10 @@
 /*
- * opcheck.h: helpers of the op tests: random fill, matrices with guard zones,
+ * opcheck.h: helpers of the op tests: the device under test and memory that
+ * both it and the test reach, random fill, matrices with guard zones,
  * comparison with a double reference.
+ *
+ * The tests run on the device that LORASHARD_TEST_DEVICE names. Every operand
+ * of a slot comes from opcheck_alloc or what is made of it.
  */
 #ifndef LORASHARD_TESTS_MODEL_OPCHECK_H
 #define LORASHARD_TESTS_MODEL_OPCHECK_H
@@ -20,6 +24,114 @@
 #include "io/quant.h"
 #include "model/device.h"
 #include "model/ops.h"
+#include "tests/test_device.h"
+
+#define opcheck_ok(expression)                                       \
+  do {                                                               \
+    if ((expression) != STATUS_OK) fail_msg("%s", status_message()); \
+  } while (0)
+
+/* --- the device under test -------------------------------------------------- */
+
+static inline bool opcheck_on_cpu(void) { return strcmp(test_device(), "cpu") == 0; }
+
+static inline struct device *opcheck_open(struct device_options options) {
+  struct device *d = NULL;
+  options.name = test_device();
+  opcheck_ok(device_open(&options, &d));
+  return d;
+}
+
+/* Opening a GPU takes long: all tests of a program share one, which stays open until the program ends. */
+static inline struct device *opcheck_gpu(void) {
+  static struct device *gpu;
+  if (!gpu) gpu = opcheck_open((struct device_options){0});
+  return gpu;
+}
+
+/* On the CPU a new device of n threads. */
+static inline struct device *opcheck_device(int n_threads) {
+  return opcheck_on_cpu() ? opcheck_open((struct device_options){.n_threads = n_threads}) : opcheck_gpu();
+}
+
+static inline void opcheck_close(struct device **d) {
+  if (opcheck_on_cpu()) device_close(d);
+}
+
+/* Results with 1 to this many threads must have the same bits. Where threads
+ * mean nothing this compares a call with its repetition, for which two do. */
+enum { OPCHECK_MOST_THREADS = 3 };
+static inline int opcheck_thread_counts(void) { return opcheck_on_cpu() ? OPCHECK_MOST_THREADS : 2; }
+
+/* Call a slot and wait for its results: opcheck_run(d, cast, M, n, x, y). */
+#define opcheck_run(d, slot, ...)                 \
+  do {                                            \
+    opcheck_ok((d)->ops->slot((d), __VA_ARGS__)); \
+    opcheck_ok(device_synchronize(d));            \
+  } while (0)
+
+/* The error that a term adds to an f32 sum of products, as a share of the sum of
+ * their sizes: half a last place for each rounding. The tensor cores of a GPU
+ * cut off instead of rounding, which loses up to a whole one. */
+static inline double opcheck_rounding(enum dtype operand) {
+  return opcheck_on_cpu() || operand != DTYPE_BF16 ? 0x1p-24 : 0x1p-23;
+}
+
+/* --- memory of the device that the test reads and writes too ----------------- */
+
+/* A bit pattern that is a NaN in both formats, so that reading it shows. */
+#define OPCHECK_PATTERN 0xffabffabu
+
+static inline void opcheck_fill_pattern(void *p, size_t bytes) {
+  uint32_t pattern = OPCHECK_PATTERN;
+  for (size_t i = 0; i < bytes; i++) ((uint8_t *)p)[i] = ((uint8_t *)&pattern)[i % 4];
+}
+
+/* Guard zones of this many bytes lie around memory that no sanitizer watches;
+ * the first one holds the size. As much as the alignment of device memory. */
+enum { OPCHECK_ZONE = 256 };
+
+/* Memory filled with the pattern; the test's until opcheck_release. On the CPU exactly as long as asked, so that a
+ * sanitizer sees what goes past it. */
+static inline void *opcheck_alloc(size_t bytes) {
+  char *block;
+  if (opcheck_on_cpu()) {
+    block = malloc(bytes ? bytes : 1);
+    assert_non_null(block);
+    opcheck_fill_pattern(block, bytes);
+    return block;
+  }
+  void *memory;
+  opcheck_ok(device_host_alloc(opcheck_gpu(), bytes + 2 * OPCHECK_ZONE, "test", &memory));
+  block = memory;
+  opcheck_fill_pattern(block, bytes + 2 * OPCHECK_ZONE);
+  memcpy(block, &bytes, sizeof bytes);
+  return block + OPCHECK_ZONE;
+}
+
+static inline void opcheck_release(void *p) {
+  if (opcheck_on_cpu() || !p) {
+    free(p);
+    return;
+  }
+  char *block = (char *)p - OPCHECK_ZONE, zone[OPCHECK_ZONE];
+  size_t bytes;
+  memcpy(&bytes, block, sizeof bytes);
+  opcheck_fill_pattern(zone, sizeof zone);
+  if (memcmp(block + sizeof bytes, zone + sizeof bytes, OPCHECK_ZONE - sizeof bytes) != 0 ||
+      memcmp(block + OPCHECK_ZONE + bytes, zone, OPCHECK_ZONE) != 0)
+    fail_msg("memory around an operand of %zu bytes was written", bytes);
+  device_host_free(opcheck_gpu(), block);
+}
+
+/* A copy of `content` for the device. */
+static inline void *opcheck_place(const void *content, size_t bytes) {
+  void *p = opcheck_alloc(bytes);
+  if (bytes) memcpy(p, content, bytes);
+  return p;
+}
+
+static inline float *opcheck_floats(int64_t n) { return opcheck_alloc((size_t)n * sizeof(float)); }
 
 /* --- random numbers: splitmix64, so that a failure repeats ---------------- */
 
@@ -37,13 +149,34 @@ static inline void opcheck_fill(float *x, int64_t n, float scale, uint64_t seed)
   for (int64_t i = 0; i < n; i++) x[i] = scale * opcheck_uniform(&seed);
 }
 
+static inline float *opcheck_random_floats(int64_t n, float scale, uint64_t seed) {
+  float *x = opcheck_floats(n);
+  opcheck_fill(x, n, scale, seed);
+  return x;
+}
+
 /* --- matrices with guard zones -------------------------------------------- */
 
 /* A matrix [rows, columns] with ld > columns, and OPCHECK_GUARD elements before
- * and after. All elements outside [rows, columns] hold a bit pattern (a NaN in
- * both formats, so that reading it shows too) that opcheck_guard looks for. */
-#define OPCHECK_GUARD   64
-#define OPCHECK_PATTERN 0xffabffabu
+ * and after. All elements outside [rows, columns] hold the pattern, which
+ * opcheck_guard looks for. */
+#define OPCHECK_GUARD 64
+
+/* Rows of matrices made from now on begin at a multiple of this many elements. */
+static int64_t opcheck_row_unit = 1;
+
+/* Rows whose distance is odd, as the tests ask for, leave a GPU only its slow ways: loads of single elements,
+ * products of copies. From now on rows are aligned, as models have them. False on the CPU, which reads both alike. */
+static inline bool opcheck_align_rows(void) {
+  if (opcheck_on_cpu()) return false;
+  opcheck_row_unit = 16;
+  return true;
+}
+
+/* All tests, and where it makes a difference again with aligned rows. */
+#define opcheck_run_group(tests)                     \
+  (cmocka_run_group_tests(tests, NULL, NULL) != 0 || \
+   (opcheck_align_rows() && cmocka_run_group_tests(tests, NULL, NULL) != 0))
 
 struct opcheck_matrix {
   struct tensor_view view;
@@ -68,17 +201,14 @@ static inline void opcheck_set(struct tensor_view x, int64_t row, int64_t column
   }
 }
 
-/* `pad` more elements per row than columns. Elements are set to the pattern. */
+/* `pad` more elements per row than columns, or some more for aligned rows. Elements are set to the pattern. */
 static inline struct opcheck_matrix opcheck_matrix(enum dtype dtype, int64_t rows, int64_t columns, int64_t pad) {
   struct opcheck_matrix m = {.rows = rows, .columns = columns};
-  m.block_elements = rows * (columns + pad) + 2 * OPCHECK_GUARD;
-  size_t bytes = (size_t)m.block_elements * opcheck_bytes(dtype);
-  m.block = malloc(bytes);
-  assert_non_null(m.block);
-  uint32_t pattern = OPCHECK_PATTERN;
-  for (size_t i = 0; i < bytes; i++) ((uint8_t *)m.block)[i] = ((uint8_t *)&pattern)[i % 4];
-  m.view = (struct tensor_view){
-      .data = (char *)m.block + OPCHECK_GUARD * opcheck_bytes(dtype), .ld = columns + pad, .dtype = dtype};
+  int64_t ld = (columns + pad + opcheck_row_unit - 1) / opcheck_row_unit * opcheck_row_unit;
+  m.block_elements = rows * ld + 2 * OPCHECK_GUARD;
+  m.block = opcheck_alloc((size_t)m.block_elements * opcheck_bytes(dtype));
+  m.view =
+      (struct tensor_view){.data = (char *)m.block + OPCHECK_GUARD * opcheck_bytes(dtype), .ld = ld, .dtype = dtype};
   return m;
 }
 
@@ -93,16 +223,13 @@ static inline struct opcheck_matrix opcheck_random(enum dtype dtype, int64_t row
 
 static inline struct opcheck_matrix opcheck_copy(const struct opcheck_matrix *m) {
   struct opcheck_matrix copy = *m;
-  size_t bytes = (size_t)m->block_elements * opcheck_bytes(m->view.dtype);
-  copy.block = malloc(bytes);
-  assert_non_null(copy.block);
-  memcpy(copy.block, m->block, bytes);
+  copy.block = opcheck_place(m->block, (size_t)m->block_elements * opcheck_bytes(m->view.dtype));
   copy.view.data = (char *)copy.block + OPCHECK_GUARD * opcheck_bytes(m->view.dtype);
   return copy;
 }
 
 static inline void opcheck_free(struct opcheck_matrix *m) {
-  free(m->block);
+  opcheck_release(m->block);
   m->block = NULL;
 }
 
@@ -180,17 +307,5 @@ static inline double opcheck_near_array(const char *name, const float *got, cons
   for (int64_t i = 0; i < n; i++) opcheck_compare(&worst, 0, i, got[i], want[i], absolute, relative);
   return opcheck_report(&worst);
 }
-
-/* A device of n threads; fails the test if it does not open. */
-static inline struct device *opcheck_device(int n_threads) {
-  struct device *d = NULL;
-  if (device_open("cpu", n_threads, &d) != STATUS_OK) fail_msg("%s", status_message());
-  return d;
-}
-
-#define opcheck_ok(expression)                                       \
-  do {                                                               \
-    if ((expression) != STATUS_OK) fail_msg("%s", status_message()); \
-  } while (0)
 
 #endif

@@ -8,16 +8,22 @@
 
 struct opcheck_weights {
   struct weight weight;
-  void *data;   /* exactly as long as the weights, so that a read past them is seen by a sanitizer */
+  void *data;   /* exactly as long as the weights */
   float *value; /* [n_out, n_in], by quant_expand_f32 */
 };
 
-/* Offsets of the f16 scales in a block; random bytes there could be NaN. */
+/* Offsets of the f16 scales in a block; random bytes there could be NaN. So could f8's scale and numbers. */
 static inline void opcheck_set_scales(enum dtype dtype, uint8_t *block, uint64_t *seed) {
   static const int scales[DTYPE_COUNT][2] = {
       [DTYPE_Q4_0] = {0, -1}, [DTYPE_Q4_1] = {0, 2}, [DTYPE_Q5_0] = {0, -1},   [DTYPE_Q5_1] = {0, 2},
-      [DTYPE_Q8_0] = {0, -1}, [DTYPE_Q4_K] = {0, 2}, [DTYPE_Q6_K] = {208, -1},
+      [DTYPE_Q8_0] = {0, -1}, [DTYPE_Q4_K] = {0, 2}, [DTYPE_Q6_K] = {208, -1}, [DTYPE_F8] = {-1, -1},
   };
+  if (dtype == DTYPE_F8) {
+    float scale = 0.001f * opcheck_uniform(seed);
+    memcpy(block, &scale, sizeof scale);
+    for (int i = 4; i < 36; i++)
+      if ((block[i] & 0x7f) == 0x7f) block[i] = 0;
+  }
   for (int i = 0; i < 2; i++) {
     if (scales[dtype][i] < 0) continue;
     uint16_t half = f32_to_f16(0.01f * opcheck_uniform(seed));
@@ -28,10 +34,8 @@ static inline void opcheck_set_scales(enum dtype dtype, uint8_t *block, uint64_t
 static inline struct opcheck_weights opcheck_weights(enum dtype dtype, int64_t n_out, int64_t n_in, uint64_t seed) {
   struct opcheck_weights w;
   int64_t n = n_out * n_in;
-  size_t bytes = dtype_bytes(dtype, n);
-  w.data = malloc(bytes ? bytes : 1);
+  w.data = opcheck_alloc(dtype_bytes(dtype, n));
   w.value = malloc((size_t)(n ? n : 1) * sizeof *w.value);
-  assert_non_null(w.data);
   assert_non_null(w.value);
   uint8_t *at = w.data;
   for (int64_t i = 0; i < n / dtype_block(dtype); i++, at += dtype_block_bytes(dtype)) {
@@ -50,7 +54,7 @@ static inline struct opcheck_weights opcheck_weights(enum dtype dtype, int64_t n
 }
 
 static inline void opcheck_weights_free(struct opcheck_weights *w) {
-  free(w->data);
+  opcheck_release(w->data);
   free(w->value);
 }
 

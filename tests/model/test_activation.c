@@ -2,41 +2,14 @@
  * Activations against double references, whose derivatives are checked by
  * central differences; and additions to the residual.
  */
-#include "opcheck.h"
-
-static double act(enum activation kind, double x) {
-  switch (kind) {
-    case ACTIVATION_GELU:
-      return x * 0.5 * erfc(-x / sqrt(2));
-    case ACTIVATION_GELU_TANH:
-      return 0.5 * x * (1 + tanh(sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)));
-    case ACTIVATION_RELU:
-      return x > 0 ? x : 0;
-    default:
-      return x / (1 + exp(-x));
-  }
-}
-
-static double act_slope(enum activation kind, double x) {
-  double t = tanh(sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)), s = 1 / (1 + exp(-x));
-  switch (kind) {
-    case ACTIVATION_GELU:
-      return 0.5 * erfc(-x / sqrt(2)) + x * exp(-x * x / 2) / sqrt(2 * M_PI);
-    case ACTIVATION_GELU_TANH:
-      return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * sqrt(2 / M_PI) * (1 + 3 * 0.044715 * x * x);
-    case ACTIVATION_RELU:
-      return x > 0;
-    default:
-      return s * (1 + x * (1 - s));
-  }
-}
+#include "tests/model/opcheck_activation.h"
 
 static void test_reference_gradient(void **state) {
   (void)state;
   for (int kind = ACTIVATION_GELU; kind <= ACTIVATION_SILU; kind++) {
     for (double x = -6.01; x < 6; x += 0.1) { /* never at relu's corner */
-      double step = 1e-5, difference = (act(kind, x + step) - act(kind, x - step)) / (2 * step);
-      assert_true(fabs(difference - act_slope(kind, x)) < 1e-9); /* step^2, and 1e-16 x / step */
+      double step = 1e-5, difference = (opcheck_act(kind, x + step) - opcheck_act(kind, x - step)) / (2 * step);
+      assert_true(fabs(difference - opcheck_act_slope(kind, x)) < 1e-9); /* step^2, and 1e-16 x / step */
     }
   }
 }
@@ -57,10 +30,10 @@ static void solve(const struct problem *p, int n_threads, struct opcheck_matrix 
   struct opcheck_matrix dgate = p->in_place ? opcheck_copy(&gate) : opcheck_matrix(p->dtype, p->M, p->n, 4);
   struct opcheck_matrix dup = p->in_place ? opcheck_copy(&up) : opcheck_matrix(p->dtype, p->M, p->n, 0);
   struct tensor_view none = {.data = NULL};
-  opcheck_ok(d->ops->activation_forward(d, p->kind, p->M, p->n, p->gated ? gate.view : none, up.view, h.view));
+  opcheck_run(d, activation_forward, p->kind, p->M, p->n, p->gated ? gate.view : none, up.view, h.view);
   struct tensor_view gate_in = p->in_place ? dgate.view : gate.view, up_in = p->in_place ? dup.view : up.view;
-  opcheck_ok(d->ops->activation_backward(d, p->kind, p->M, p->n, p->gated ? gate_in : none, up_in, dh.view,
-                                         p->gated ? dgate.view : none, dup.view));
+  opcheck_run(d, activation_backward, p->kind, p->M, p->n, p->gated ? gate_in : none, up_in, dh.view,
+              p->gated ? dgate.view : none, dup.view);
   struct opcheck_worst worst[] = {{.name = "h"}, {.name = "dgate"}, {.name = "dup"}};
   /* The exponential is good to 2e-7, Phi to 6e-8 absolute, times x and the other factor (< 2); the cubic inside of
    * tanh costs some roundings of an argument up to 6 where the slope is not flat. bf16: half a last place more. */
@@ -68,7 +41,7 @@ static void solve(const struct problem *p, int n_threads, struct opcheck_matrix 
   for (int64_t m = 0; m < p->M; m++) {
     for (int64_t i = 0; i < p->n; i++) {
       double x = opcheck_get(p->gated ? gate.view : up.view, m, i), right = p->gated ? opcheck_get(up.view, m, i) : 1;
-      double slope = opcheck_get(dh.view, m, i), a = act(p->kind, x), da = act_slope(p->kind, x);
+      double slope = opcheck_get(dh.view, m, i), a = opcheck_act(p->kind, x), da = opcheck_act_slope(p->kind, x);
       opcheck_compare(&worst[0], m, i, opcheck_get(h.view, m, i), a * right, absolute, relative);
       if (p->gated) {
         opcheck_compare(&worst[1], m, i, opcheck_get(dgate.view, m, i), slope * right * da, absolute, relative);
@@ -82,7 +55,7 @@ static void solve(const struct problem *p, int n_threads, struct opcheck_matrix 
   for (size_t i = 0; i < sizeof all / sizeof *all; i++) opcheck_guard("activation", all[i]);
   for (int i = 0; i < 3; i++) opcheck_free(all[i]);
   out[0] = h, out[1] = dgate, out[2] = dup;
-  device_close(&d);
+  opcheck_close(&d);
 }
 
 static void test_activations(void **state) {
@@ -97,7 +70,7 @@ static void test_activations(void **state) {
                         .range = ranges[variant / 32 % 3],
                         .M = sizes[variant / 96][0],
                         .n = sizes[variant / 96][1]};
-    struct opcheck_matrix one[3], two[3];
+    struct opcheck_matrix one[3], two[3]; /* with other threads, or the same once more */
     solve(&p, 1, one);
     solve(&p, 3, two);
     for (int i = 0; i < 3; i++) {
@@ -111,13 +84,14 @@ static void test_activations(void **state) {
 static void test_extremes(void **state) {
   (void)state;
   struct device *d = opcheck_device(1);
-  float x[4] = {NAN, INFINITY, 1e30f, -1e4f}, h[4];
+  float *x = opcheck_place((float[]){NAN, INFINITY, 1e30f, -1e4f}, 4 * sizeof(float)), *h = opcheck_floats(4);
   struct tensor_view none = {.data = NULL}, in = {.data = x, .ld = 4}, out = {.data = h, .ld = 4};
   for (int kind = ACTIVATION_GELU; kind <= ACTIVATION_SILU; kind++) {
-    opcheck_ok(d->ops->activation_forward(d, kind, 1, 4, none, in, out));
+    opcheck_run(d, activation_forward, kind, 1, 4, none, in, out);
     assert_true(isnan(h[0]) && h[1] == INFINITY && h[2] == 1e30f && h[3] == 0);
   }
-  device_close(&d);
+  opcheck_release(x), opcheck_release(h);
+  opcheck_close(&d);
 }
 
 static void test_add(void **state) {
@@ -127,25 +101,26 @@ static void test_add(void **state) {
     int64_t M = variant % 2 ? 5 : 1, n = variant % 3 ? 37 : 64;
     enum dtype dtype = variant & 4 ? DTYPE_BF16 : DTYPE_F32;
     struct opcheck_matrix x = opcheck_random(DTYPE_F32, M, n, 3, 1, 1), y = opcheck_random(dtype, M, n, 1, 1, 2);
-    struct opcheck_matrix bias = opcheck_random(DTYPE_F32, 1, n, 0, 1, 3),
-                          table = opcheck_random(DTYPE_F32, 9, n, 0, 1, 4);
+    struct opcheck_matrix bias = opcheck_random(DTYPE_F32, 1, n, 0, 1, 3);
+    float *table = opcheck_random_floats(9 * n, 1, 4);
     struct opcheck_matrix before = opcheck_copy(&x);
-    int32_t rows[5] = {4, 0, 6, 6, 1};
+    int32_t *rows = opcheck_place((int32_t[]){4, 0, 6, 6, 1}, 5 * sizeof *rows);
     struct tensor_view none = {.data = NULL};
-    opcheck_ok(d->ops->add(d, M, n, variant & 8 ? none : y.view, variant & 1 ? bias.view.data : NULL, x.view));
-    opcheck_ok(d->ops->add_rows(d, M, n, rows, 2, table.view.data, x.view));
+    opcheck_run(d, add, M, n, variant & 8 ? none : y.view, variant & 1 ? bias.view.data : NULL, x.view);
+    opcheck_run(d, add_rows, M, n, rows, 2, table, x.view);
     struct opcheck_worst worst = {.name = "x"};
     for (int64_t m = 0; m < M; m++) {
       for (int64_t i = 0; i < n; i++) {
         double want = opcheck_get(before.view, m, i) + (variant & 8 ? 0 : opcheck_get(y.view, m, i)) +
-                      (variant & 1 ? opcheck_get(bias.view, 0, i) : 0.0) + opcheck_get(table.view, rows[m] + 2, i);
+                      (variant & 1 ? opcheck_get(bias.view, 0, i) : 0.0) + table[(rows[m] + 2) * n + i];
         opcheck_compare(&worst, m, i, opcheck_get(x.view, m, i), want, 1e-6, 0); /* three roundings of sums below 4 */
       }
     }
     opcheck_report(&worst);
     opcheck_guard("x", &x);
-    opcheck_free(&x), opcheck_free(&y), opcheck_free(&bias), opcheck_free(&table), opcheck_free(&before);
-    device_close(&d);
+    opcheck_free(&x), opcheck_free(&y), opcheck_free(&bias), opcheck_free(&before);
+    opcheck_release(rows), opcheck_release(table);
+    opcheck_close(&d);
   }
 }
 
@@ -156,5 +131,5 @@ int main(void) {
       cmocka_unit_test(test_extremes),
       cmocka_unit_test(test_add),
   };
-  return cmocka_run_group_tests(tests, NULL, NULL);
+  return opcheck_run_group(tests);
 }

@@ -80,12 +80,12 @@ static void solve(const struct problem *p, struct device *d, struct opcheck_matr
   *y = opcheck_matrix(p->dtype, p->M, p->n, 5);
   *dx = opcheck_random(DTYPE_F32, p->M, p->n, 2, 1, 5);
   struct opcheck_matrix before = opcheck_copy(dx), again = opcheck_matrix(p->dtype, p->M, p->n, 2);
-  float *stats = malloc((size_t)(2 * p->M) * sizeof *stats);
+  float *stats = opcheck_floats(2 * p->M);
   const float *bias = p->bias ? b.view.data : NULL, eps = 1e-5f;
-  opcheck_ok(d->ops->norm_forward(d, p->kind, p->M, p->n, x.view, w.view.data, bias, eps, y->view, stats));
-  opcheck_ok(d->ops->norm_apply(d, p->kind, p->M, p->n, x.view, w.view.data, bias, stats, again.view));
+  opcheck_run(d, norm_forward, p->kind, p->M, p->n, x.view, w.view.data, bias, eps, y->view, stats);
+  opcheck_run(d, norm_apply, p->kind, p->M, p->n, x.view, w.view.data, bias, stats, again.view);
   opcheck_same_bits("norm_apply", &again, y);
-  opcheck_ok(d->ops->norm_backward(d, p->kind, p->M, p->n, x.view, w.view.data, stats, dy.view, dx->view));
+  opcheck_run(d, norm_backward, p->kind, p->M, p->n, x.view, w.view.data, stats, dy.view, dx->view);
   double *row = doubles(7 * p->n), *want_y = doubles(p->M * p->n), *want_dx = doubles(p->M * p->n), exact[2];
   double rstd = 0;
   row_doubles(w.view, 0, p->n, row + p->n);
@@ -109,13 +109,14 @@ static void solve(const struct problem *p, struct device *d, struct opcheck_matr
   opcheck_guard("dx", dx);
   struct opcheck_matrix *all[] = {&x, &dy, &w, &b, &before, &again};
   for (size_t i = 0; i < sizeof all / sizeof *all; i++) opcheck_free(all[i]);
-  free(row), free(want_y), free(want_dx), free(stats);
+  free(row), free(want_y), free(want_dx), opcheck_release(stats);
 }
 
 static void test_norms(void **state) {
   (void)state;
-  struct device *d[3];
-  for (int i = 0; i < 3; i++) d[i] = opcheck_device(i + 1);
+  int counts = opcheck_thread_counts();
+  struct device *d[OPCHECK_MOST_THREADS];
+  for (int i = 0; i < counts; i++) d[i] = opcheck_device(i + 1);
   int64_t sizes[][2] = {{1, 1}, {1, 768}, {3, 5}, {17, 100}, {64, 576}, {5, 4097}};
   float ranges[][2] = {{1, 0}, {1e-3f, 0}, {1, 100}, {1000, 0}};
   for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++) {
@@ -128,17 +129,17 @@ static void test_norms(void **state) {
                             .spread = ranges[r][0],
                             .shift = ranges[r][1],
                             .bias = (variant & 4) != 0};
-        struct opcheck_matrix y[3], dx[3];
-        for (int i = 0; i < 3; i++) solve(&p, d[i], &y[i], &dx[i]);
-        for (int i = 1; i < 3; i++) {
+        struct opcheck_matrix y[OPCHECK_MOST_THREADS], dx[OPCHECK_MOST_THREADS];
+        for (int i = 0; i < counts; i++) solve(&p, d[i], &y[i], &dx[i]);
+        for (int i = 1; i < counts; i++) {
           opcheck_same_bits("y", &y[i], &y[0]);
           opcheck_same_bits("dx", &dx[i], &dx[0]);
         }
-        for (int i = 0; i < 3; i++) opcheck_free(&y[i]), opcheck_free(&dx[i]);
+        for (int i = 0; i < counts; i++) opcheck_free(&y[i]), opcheck_free(&dx[i]);
       }
     }
   }
-  for (int i = 0; i < 3; i++) device_close(&d[i]);
+  for (int i = 0; i < counts; i++) opcheck_close(&d[i]);
 }
 
 static void head_norm(enum dtype dtype, int64_t M, int heads, int head_dim, bool in_place) {
@@ -147,12 +148,12 @@ static void head_norm(enum dtype dtype, int64_t M, int heads, int head_dim, bool
   struct opcheck_matrix x = opcheck_random(dtype, M, n, 3, 2, 1), y = opcheck_matrix(dtype, M, n, 1);
   struct opcheck_matrix dy = opcheck_random(dtype, M, n, 2, 1, 2), dx = opcheck_matrix(dtype, M, n, 2);
   struct opcheck_matrix w = opcheck_random(DTYPE_F32, 1, head_dim, 0, 2, 3), given = opcheck_copy(&dy);
-  float *stats = malloc((size_t)(M * heads) * sizeof *stats);
+  float *stats = opcheck_floats(M * heads);
   double *want_y = doubles(M * n), *want_dx = doubles(M * n), exact[2];
   double *row = doubles(head_dim), *weight = doubles(head_dim), *slope = doubles(head_dim);
-  opcheck_ok(d->ops->head_norm_forward(d, M, heads, head_dim, x.view, w.view.data, 1e-6f, y.view, stats));
-  opcheck_ok(d->ops->head_norm_backward(d, M, heads, head_dim, x.view, w.view.data, stats, dy.view,
-                                        in_place ? dy.view : dx.view));
+  opcheck_run(d, head_norm_forward, M, heads, head_dim, x.view, w.view.data, 1e-6f, y.view, stats);
+  opcheck_run(d, head_norm_backward, M, heads, head_dim, x.view, w.view.data, stats, dy.view,
+              in_place ? dy.view : dx.view);
   row_doubles(w.view, 0, head_dim, weight);
   for (int64_t m = 0; m < M; m++) {
     for (int h = 0; h < heads; h++) {
@@ -169,13 +170,20 @@ static void head_norm(enum dtype dtype, int64_t M, int heads, int head_dim, bool
   double relative = 1e-6 + (dtype == DTYPE_BF16 ? 0x1p-8 : 0); /* roundings in f32, and the result's own */
   opcheck_near("y", &y, want_y, 1e-6, relative);
   opcheck_near("dx", in_place ? &dy : &dx, want_dx, 1e-5, relative);
-  struct opcheck_matrix *all[] = {&x, &y, &dy, &dx, &w, &given};
+  struct opcheck_matrix again = opcheck_matrix(dtype, M, n, 1), dx_again = opcheck_copy(&given);
+  struct device *other = opcheck_device(1);
+  opcheck_run(other, head_norm_forward, M, heads, head_dim, x.view, w.view.data, 1e-6f, again.view, stats);
+  opcheck_run(other, head_norm_backward, M, heads, head_dim, x.view, w.view.data, stats, given.view, dx_again.view);
+  opcheck_same_bits("y", &again, &y);
+  opcheck_same_bits("dx", &dx_again, in_place ? &dy : &dx);
+  opcheck_close(&other);
+  struct opcheck_matrix *all[] = {&x, &y, &dy, &dx, &w, &given, &again, &dx_again};
   for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
     opcheck_guard("head norm", all[i]);
     opcheck_free(all[i]);
   }
-  free(stats), free(want_y), free(want_dx), free(row), free(weight), free(slope);
-  device_close(&d);
+  opcheck_release(stats), free(want_y), free(want_dx), free(row), free(weight), free(slope);
+  opcheck_close(&d);
 }
 
 static void test_head_norm(void **state) {
@@ -194,14 +202,14 @@ static void test_zero_row(void **state) {
   struct device *d = opcheck_device(1);
   struct opcheck_matrix x = opcheck_random(DTYPE_F32, 1, 20, 0, 0, 1), y = opcheck_matrix(DTYPE_F32, 1, 20, 0);
   struct opcheck_matrix w = opcheck_random(DTYPE_F32, 1, 20, 0, 1, 2), b = opcheck_random(DTYPE_F32, 1, 20, 0, 1, 3);
-  float stats[2];
+  float *stats = opcheck_floats(2);
   for (int kind = 0; kind < 2; kind++) {
-    opcheck_ok(d->ops->norm_forward(d, kind ? NORM_RMS : NORM_LAYER, 1, 20, x.view, w.view.data, b.view.data, 1e-5f,
-                                    y.view, stats));
+    opcheck_run(d, norm_forward, kind ? NORM_RMS : NORM_LAYER, 1, 20, x.view, w.view.data, b.view.data, 1e-5f, y.view,
+                stats);
     opcheck_same_bits("y", &y, &b);
   }
-  opcheck_free(&x), opcheck_free(&y), opcheck_free(&w), opcheck_free(&b);
-  device_close(&d);
+  opcheck_free(&x), opcheck_free(&y), opcheck_free(&w), opcheck_free(&b), opcheck_release(stats);
+  opcheck_close(&d);
 }
 
 int main(void) {
@@ -211,5 +219,5 @@ int main(void) {
       cmocka_unit_test(test_head_norm),
       cmocka_unit_test(test_zero_row),
   };
-  return cmocka_run_group_tests(tests, NULL, NULL);
+  return opcheck_run_group(tests);
 }

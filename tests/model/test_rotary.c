@@ -9,10 +9,10 @@ static void solve(enum dtype dtype, int64_t M, int heads, int head_dim, int n, b
   struct device *d = opcheck_device(2), *single = opcheck_device(1);
   int64_t width = (int64_t)heads * head_dim;
   struct opcheck_matrix x = opcheck_random(dtype, M, width, 3, 2, 9), given = opcheck_copy(&x);
-  float *table = malloc(MAX_POSITION * (size_t)n * sizeof *table);
-  int32_t *positions = malloc((size_t)M * sizeof *positions);
+  float *table = opcheck_floats((int64_t)MAX_POSITION * n);
+  int32_t *positions = opcheck_alloc((size_t)M * sizeof *positions);
   double *want = malloc((size_t)(M * width) * sizeof *want);
-  assert_true(table && positions && want);
+  assert_non_null(want);
   for (int p = 0; p < MAX_POSITION; p++) {
     for (int i = 0; i < n / 2; i++) {
       table[p * n + 2 * i] = cosf((float)p * powf(10000, -2.0f * (float)i / (float)n));
@@ -34,21 +34,21 @@ static void solve(enum dtype dtype, int64_t M, int heads, int head_dim, int n, b
   /* two products and a sum of values below 3: three roundings of 6e-8; bf16 rounds the result once, half a last place
    */
   double relative = dtype == DTYPE_BF16 ? 0x1p-8 : 0;
-  opcheck_ok(d->ops->rotary(d, M, heads, head_dim, n, interleaved, positions, table, false, x.view));
+  opcheck_run(d, rotary, M, heads, head_dim, n, interleaved, positions, table, false, x.view);
   opcheck_near("forward", &x, want, 6e-7, relative);
   struct opcheck_matrix again = opcheck_copy(&given);
-  opcheck_ok(single->ops->rotary(single, M, heads, head_dim, n, interleaved, positions, table, false, again.view));
+  opcheck_run(single, rotary, M, heads, head_dim, n, interleaved, positions, table, false, again.view);
   opcheck_same_bits("threads", &again, &x);
   /* backward undoes forward, up to the roundings of both */
-  opcheck_ok(d->ops->rotary(d, M, heads, head_dim, n, interleaved, positions, table, true, x.view));
+  opcheck_run(d, rotary, M, heads, head_dim, n, interleaved, positions, table, true, x.view);
   for (int64_t m = 0; m < M; m++) {
     for (int64_t c = 0; c < width; c++) want[m * width + c] = opcheck_get(given.view, m, c);
   }
   opcheck_near("backward", &x, want, dtype == DTYPE_BF16 ? 3 * 0x1p-7 : 1.5e-6, 0);
   opcheck_guard("x", &x);
   opcheck_free(&x), opcheck_free(&given), opcheck_free(&again);
-  free(table), free(positions), free(want);
-  device_close(&d), device_close(&single);
+  opcheck_release(table), opcheck_release(positions), free(want);
+  opcheck_close(&d), opcheck_close(&single);
 }
 
 static void test_rotary(void **state) {
@@ -65,5 +65,5 @@ static void test_rotary(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {cmocka_unit_test(test_rotary)};
-  return cmocka_run_group_tests(tests, NULL, NULL);
+  return opcheck_run_group(tests);
 }

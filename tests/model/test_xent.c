@@ -44,19 +44,20 @@ static void solve(const struct problem *p, int n_threads, struct opcheck_matrix 
   int64_t total = 0, M = p->M;
   for (int r = 0; r < p->ranks; r++) total += p->V[r];
   struct opcheck_matrix logits[MAX_RANKS];
-  float *max = malloc((size_t)(4 * M) * sizeof *max), *part = max + M, *sum = max + 2 * M, *target = max + 3 * M;
-  float *sums = calloc((size_t)(2 * M), sizeof *sums);
-  int32_t *targets = malloc((size_t)M * sizeof *targets);
+  float *max = opcheck_floats(M), *part = opcheck_floats(M), *sum = opcheck_floats(M), *target = opcheck_floats(M);
+  float *sums = opcheck_floats(M), *target_sums = opcheck_floats(M);
+  int32_t *targets = opcheck_alloc((size_t)M * sizeof *targets);
   double *row = malloc((size_t)(2 * total) * sizeof *row);
-  assert_true(max && sums && targets && row);
+  assert_non_null(row);
   uint64_t seed = 5;
   for (int64_t m = 0; m < M; m++) {
     targets[m] = m % 4 == 2 ? -1 : (int32_t)(opcheck_next(&seed) % (uint64_t)total);
     max[m] = -INFINITY;
+    sums[m] = target_sums[m] = 0;
   }
   for (int r = 0; r < p->ranks; r++) {
     logits[r] = opcheck_random(DTYPE_F32, M, p->V[r], 3, p->range, 10 + (uint64_t)r);
-    opcheck_ok(d->ops->xent_max(d, M, p->V[r], logits[r].view, part));
+    opcheck_run(d, xent_max, M, p->V[r], logits[r].view, part);
     for (int64_t m = 0; m < M; m++) {
       assert_true(p->V[r] > 0 || part[m] == -INFINITY);
       max[m] = fmaxf(max[m], part[m]);
@@ -64,8 +65,8 @@ static void solve(const struct problem *p, int n_threads, struct opcheck_matrix 
   }
   int64_t first = 0;
   for (int r = 0; r < p->ranks; first += p->V[r++]) {
-    opcheck_ok(d->ops->xent_sum(d, M, p->V[r], logits[r].view, max, targets, first, sum, target));
-    for (int64_t m = 0; m < M; m++) sums[m] += sum[m], sums[M + m] += target[m];
+    opcheck_run(d, xent_sum, M, p->V[r], logits[r].view, max, targets, first, sum, target);
+    for (int64_t m = 0; m < M; m++) sums[m] += sum[m], target_sums[m] += target[m];
   }
   float g = 0.37f;
   struct opcheck_worst loss = {.name = "loss"}, slope = {.name = "slope"};
@@ -74,7 +75,7 @@ static void solve(const struct problem *p, int n_threads, struct opcheck_matrix 
   for (int r = 0; r < p->ranks; first += p->V[r++]) {
     given[r] = opcheck_copy(&logits[r]);
     out[r] = p->in_place ? logits[r] : opcheck_matrix(p->out, M, p->V[r], 5);
-    opcheck_ok(d->ops->xent_backward(d, M, p->V[r], logits[r].view, max, sums, targets, first, g, out[r].view));
+    opcheck_run(d, xent_backward, M, p->V[r], logits[r].view, max, sums, targets, first, g, out[r].view);
     opcheck_guard("out", &out[r]);
   }
   for (int64_t m = 0; m < M; m++) {
@@ -84,7 +85,7 @@ static void solve(const struct problem *p, int n_threads, struct opcheck_matrix 
     }
     double want = targets[m] < 0 ? 0 : reference_row(total, row, targets[m], (double)g, row + total);
     /* the exponential is good to 2e-7; max and logit are rounded at their own size */
-    if (targets[m] >= 0) opcheck_compare(&loss, 0, m, log(sums[m]) - sums[M + m], want, 1e-6, 2e-7);
+    if (targets[m] >= 0) opcheck_compare(&loss, 0, m, log(sums[m]) - target_sums[m], want, 1e-6, 2e-7);
     c = 0;
     for (int r = 0; r < p->ranks; r++) {
       for (int64_t i = 0; i < p->V[r]; i++, c++) {
@@ -102,8 +103,10 @@ static void solve(const struct problem *p, int n_threads, struct opcheck_matrix 
     opcheck_free(&given[r]);
     if (!p->in_place) opcheck_free(&logits[r]);
   }
-  free(max), free(sums), free(targets), free(row);
-  device_close(&d);
+  void *placed[] = {max, part, sum, target, sums, target_sums, targets};
+  for (size_t i = 0; i < sizeof placed / sizeof *placed; i++) opcheck_release(placed[i]);
+  free(row);
+  opcheck_close(&d);
 }
 
 static void test_xent(void **state) {
@@ -119,12 +122,12 @@ static void test_xent(void **state) {
       struct problem p = problems[i];
       p.out = variant == 1 ? DTYPE_BF16 : DTYPE_F32;
       p.in_place = variant == 2;
-      struct opcheck_matrix out[3][MAX_RANKS];
-      for (int threads = 1; threads <= 3; threads++) solve(&p, threads, out[threads - 1]);
+      struct opcheck_matrix out[OPCHECK_MOST_THREADS][MAX_RANKS];
+      int counts = opcheck_thread_counts();
+      for (int threads = 1; threads <= counts; threads++) solve(&p, threads, out[threads - 1]);
       for (int r = 0; r < p.ranks; r++) {
-        opcheck_same_bits("threads", &out[1][r], &out[0][r]);
-        opcheck_same_bits("threads", &out[2][r], &out[0][r]);
-        for (int t = 0; t < 3; t++) opcheck_free(&out[t][r]);
+        for (int t = 1; t < counts; t++) opcheck_same_bits("threads", &out[t][r], &out[0][r]);
+        for (int t = 0; t < counts; t++) opcheck_free(&out[t][r]);
       }
     }
   }
@@ -134,17 +137,18 @@ static void test_xent(void **state) {
 static void test_nan(void **state) {
   (void)state;
   struct device *d = opcheck_device(2);
+  float *max = opcheck_floats(1), *sum = opcheck_floats(1), *target = opcheck_floats(1);
+  int32_t *targets = opcheck_place(&(int32_t){1}, sizeof *targets);
   for (int64_t at = 0; at < 50; at += 7) {
     struct opcheck_matrix x = opcheck_random(DTYPE_F32, 1, 50, 0, 1, 3);
     opcheck_set(x.view, 0, at, NAN);
-    float max, sum, target;
-    int32_t targets[1] = {1};
-    opcheck_ok(d->ops->xent_max(d, 1, 50, x.view, &max));
-    opcheck_ok(d->ops->xent_sum(d, 1, 50, x.view, &max, targets, 0, &sum, &target));
-    assert_true(isnan(sum));
+    opcheck_run(d, xent_max, 1, 50, x.view, max);
+    opcheck_run(d, xent_sum, 1, 50, x.view, max, targets, 0, sum, target);
+    assert_true(isnan(*sum));
     opcheck_free(&x);
   }
-  device_close(&d);
+  opcheck_release(max), opcheck_release(sum), opcheck_release(target), opcheck_release(targets);
+  opcheck_close(&d);
 }
 
 int main(void) {
@@ -153,5 +157,5 @@ int main(void) {
       cmocka_unit_test(test_xent),
       cmocka_unit_test(test_nan),
   };
-  return cmocka_run_group_tests(tests, NULL, NULL);
+  return opcheck_run_group(tests);
 }

@@ -1,5 +1,7 @@
 #include "golden_case.h"
 
+#include "golden_device.h"
+
 #include <jansson.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -114,8 +116,8 @@ static struct adapter_spec spec_for(const struct golden_model *m, const struct g
 }
 
 /* This rank's part of a golden factor; row_offset: where the part's tensor begins in a fused one. */
-static void fill(const struct golden_case *golden, const struct param *p, const char *module, int layer,
-                 int64_t row_offset) {
+static void fill(const struct golden_case *golden, const struct param_list *list, const struct param *p,
+                 const char *module, int layer, int64_t row_offset) {
   char name[80];
   int64_t n;
   snprintf(name, sizeof name, "layers.%d.%s.%s", layer, module, p->name);
@@ -123,7 +125,7 @@ static void fill(const struct golden_case *golden, const struct param *p, const 
   golden_check(row_offset || n == p->rows * p->cols || strcmp(module, "fused") == 0, "%s: size of %s", golden->folder,
                name);
   for (int64_t row = 0; row < p->part_rows; row++)
-    memcpy(p->w + row * p->part_cols, whole + (row_offset + p->row + row) * p->cols + p->col,
+    memcpy(param_host(list, p->w) + row * p->part_cols, whole + (row_offset + p->row + row) * p->cols + p->col,
            (size_t)p->part_cols * sizeof(float));
   free(whole);
 }
@@ -134,7 +136,7 @@ void golden_model_open(const struct golden_case *golden, struct mesh *mesh, enum
   int n = 0;
   memset(m, 0, sizeof *m);
   m->mesh = mesh;
-  golden_must(device_open("cpu", 1, &m->device));
+  m->device = golden_device();
   golden_must(base_model_open(golden->folder, &m->source));
   struct model_options options = {.act = act, .n_positions = golden->seq_len};
   golden_must(model_create(m->device, m->source, mesh->tp, &options, &m->model));
@@ -147,12 +149,14 @@ void golden_model_open(const struct golden_case *golden, struct mesh *mesh, enum
     }
   }
   golden_must(adapters_create(m->device, mesh, specs, n, 0, 1, &m->adapters));
+  golden_must(param_list_fetch(&m->adapters.params, m->device));
   for (int i = 0; i < n; i++) {
     int64_t offset = strcmp(names[i], "fused") == 0 ? (int64_t)specs[i].module * specs[i].out : 0;
-    fill(golden, &m->adapters.params.items[2 * i], names[i], specs[i].layer, 0);
-    fill(golden, &m->adapters.params.items[2 * i + 1], names[i], specs[i].layer, offset);
+    fill(golden, &m->adapters.params, &m->adapters.params.items[2 * i], names[i], specs[i].layer, 0);
+    fill(golden, &m->adapters.params, &m->adapters.params.items[2 * i + 1], names[i], specs[i].layer, offset);
     model_attach(m->model, specs[i].layer, specs[i].module, &m->adapters.pairs[i]);
   }
+  golden_must(param_list_send(&m->adapters.params, m->device));
   golden_must(model_prepare(m->model, golden->rows * golden->seq_len, true));
 }
 
@@ -160,8 +164,9 @@ void golden_model_close(struct golden_model *m) {
   model_destroy(&m->model);
   adapters_destroy(&m->adapters, m->device);
   base_model_close(&m->source);
-  device_close(&m->device);
 }
+
+void golden_fetch(struct golden_model *m) { golden_must(param_list_fetch(&m->adapters.params, m->device)); }
 
 struct batch golden_batch(struct golden_case *golden, int64_t first, int64_t n) {
   int64_t at = first * golden->seq_len;

@@ -42,8 +42,8 @@ void golden_close(struct golden_case *golden);
 float *golden_tensor(const struct golden_case *golden, const char *name, int64_t *n);
 
 struct golden_model {
-  struct mesh *mesh; /* borrowed */
-  struct device *device;
+  struct mesh *mesh;     /* borrowed */
+  struct device *device; /* golden_device() */
   struct tensor_source *source;
   struct model *model;
   struct adapters adapters;
@@ -53,6 +53,12 @@ struct golden_model {
  * values ("fused" as three pairs that share A), prepared for training. */
 void golden_model_open(const struct golden_case *golden, struct mesh *mesh, enum dtype act, struct golden_model *m);
 void golden_model_close(struct golden_model *m);
+
+/* The host's copy of one of a parameter's arrays, as of the last golden_fetch. */
+static inline float *golden_host(const struct golden_model *m, const float *array) {
+  return param_host(&m->adapters.params, array);
+}
+void golden_fetch(struct golden_model *m);
 
 /* Rows [first, first + n) as one batch, one document a row. */
 struct batch golden_batch(struct golden_case *golden, int64_t first, int64_t n);

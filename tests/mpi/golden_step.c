@@ -23,7 +23,7 @@ void golden_select(struct golden_case *golden, unsigned modules, int first_layer
 static double micro_batches(struct golden_case *golden, struct golden_model *m, int64_t first, int64_t count,
                             int64_t micro_batch) {
   double loss = 0;
-  param_list_zero_gradients(&m->adapters.params);
+  golden_must(param_list_zero_gradients(&m->adapters.params, m->device));
   for (int64_t i = 0; i < count; i += micro_batch) {
     int64_t n = count - i < micro_batch ? count - i : micro_batch;
     struct batch batch = golden_batch(golden, first + i, n);
@@ -54,12 +54,15 @@ double golden_norm(struct golden_model *m) {
   return sqrt(square);
 }
 
-double golden_compare(const char *label, const struct golden_model *m, const struct golden_model *reference,
-                      enum golden_what what, double tolerance) {
+double golden_compare(const char *label, struct golden_model *m, struct golden_model *reference, enum golden_what what,
+                      double tolerance) {
   double worst = 0;
+  golden_fetch(m);
+  golden_fetch(reference);
   for (int i = 0; i < m->adapters.params.n; i++) {
     const struct param *p = &m->adapters.params.items[i], *whole = &reference->adapters.params.items[i];
-    const float *got = what == GOLDEN_WEIGHTS ? p->w : p->g, *want = what == GOLDEN_WEIGHTS ? whole->w : whole->g;
+    const float *got = golden_host(m, what == GOLDEN_WEIGHTS ? p->w : p->g);
+    const float *want = golden_host(reference, what == GOLDEN_WEIGHTS ? whole->w : whole->g);
     double scale = golden_largest(want, whole->rows * whole->cols);
     for (int64_t row = 0; row < p->part_rows; row++)
       for (int64_t col = 0; col < p->part_cols; col++) {

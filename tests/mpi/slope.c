@@ -13,20 +13,22 @@ struct direction {
   double slope, square, gradient_square; /* <gradient, u>, |u|^2, |gradient|^2 */
 };
 
-static double element(const struct direction *direction, const struct param *p, int number, int64_t at) {
+static double element(const struct golden_model *m, const struct direction *direction, const struct param *p,
+                      int number, int64_t at) {
   uint64_t index = (uint64_t)((p->row + at / p->part_cols) * p->cols + p->col + at % p->part_cols); /* in the whole */
   double random = rng_gaussian(9, RNG_SYNTHETIC, (uint32_t)direction->number, (uint32_t)number, 0, index);
-  return random + direction->lean * (double)p->g[at] * (1 + 0.5 * random);
+  return random + direction->lean * (double)golden_host(m, p->g)[at] * (1 + 0.5 * random);
 }
 
 /* Each parameter counted once over tp. */
 static void measure(struct golden_model *m, struct direction *direction) {
   double sums[3] = {0, 0, 0};
+  golden_fetch(m);
   for (int i = 0; i < m->adapters.params.n; i++) {
     const struct param *p = &m->adapters.params.items[i];
     if (p->group != PARAM_DP && m->mesh->tp_rank != 0) continue;
     for (int64_t at = 0; at < p->part_rows * p->part_cols; at++) {
-      double u = element(direction, p, i, at), g = (double)p->g[at];
+      double u = element(m, direction, p, i, at), g = (double)golden_host(m, p->g)[at];
       sums[0] += g * u;
       sums[1] += u * u;
       sums[2] += g * g;
@@ -56,19 +58,21 @@ static double difference(struct golden_case *golden, struct golden_model *m, con
       const struct param_bucket *bucket = &m->adapters.params.buckets[group];
       kept[group] = malloc((size_t)bucket->n * sizeof(float) + 1);
       golden_check(kept[group] != NULL, "out of memory");
-      if (bucket->n) memcpy(kept[group], bucket->w, (size_t)bucket->n * sizeof(float));
+      if (bucket->n) memcpy(kept[group], golden_host(m, bucket->w), (size_t)bucket->n * sizeof(float));
     }
     for (int i = 0; i < m->adapters.params.n; i++) {
       struct param *p = &m->adapters.params.items[i];
       for (int64_t at = 0; at < p->part_rows * p->part_cols; at++)
-        p->w[at] += (float)(step * element(direction, p, i, at));
+        golden_host(m, p->w)[at] += (float)(step * element(m, direction, p, i, at));
     }
+    golden_must(param_list_send(&m->adapters.params, m->device));
     loss[side] = slope_loss(golden, m);
     for (int group = 0; group < PARAM_GROUPS; group++) {
       const struct param_bucket *bucket = &m->adapters.params.buckets[group];
-      if (bucket->n) memcpy(bucket->w, kept[group], (size_t)bucket->n * sizeof(float));
+      if (bucket->n) memcpy(golden_host(m, bucket->w), kept[group], (size_t)bucket->n * sizeof(float));
       free(kept[group]);
     }
+    golden_must(param_list_send(&m->adapters.params, m->device));
   }
   return (loss[0] - loss[1]) / (2 * length);
 }

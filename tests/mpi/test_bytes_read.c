@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "golden_case.h"
+#include "golden_device.h"
 
 static const char *const bases[] = {
     "tests/golden/gpt2",       "tests/golden/gpt2-seven-heads", "tests/golden/gpt2-peft",
@@ -92,11 +93,10 @@ static double check_base(const char *base, struct mesh *mesh) {
   struct tensor_source *source;
   struct model *model;
   snprintf(path, sizeof path, "%s/%s", SOURCE_DIR, base);
-  golden_must(device_open("cpu", 1, &device));
+  device = golden_device();
   golden_must(base_model_open(path, &source));
   if (mesh->n_tp > source->facts.n_heads) {
     base_model_close(&source);
-    device_close(&device);
     return 0;
   }
   struct model_options options = {.act = DTYPE_F32, .n_positions = 24};
@@ -119,7 +119,6 @@ static double check_base(const char *base, struct mesh *mesh) {
                "%s: rows of k and v are missing", base);
   model_destroy(&model);
   base_model_close(&source);
-  device_close(&device);
   return share;
 }
 
@@ -127,8 +126,8 @@ int main(void) {
   int world, rank, n = 0;
   double worst = 0;
   struct mesh *mesh;
-  golden_must(mesh_start(&world, &rank));
-  golden_must(mesh_create(world, 1, &mesh));
+  golden_start(&world, &rank);
+  mesh = golden_mesh(world);
   for (size_t i = 0; i < sizeof bases / sizeof bases[0]; i++) {
     double share = check_base(bases[i], mesh);
     n += share > 0;
@@ -136,7 +135,7 @@ int main(void) {
   }
   golden_check(n > 10, "only %d bases were checked", n);
   if (rank == 0) printf("tp %d: %d bases; bytes read at most %.4f of what rank 0 holds\n", mesh->n_tp, n, worst);
-  mesh_destroy(&mesh);
-  mesh_stop();
+  golden_mesh_close(&mesh);
+  golden_stop();
   return 0;
 }

@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "golden_device.h"
 #include "golden_step.h"
 
 static const char *const cases[] = {"llama", "gpt2", "bloom", "mistral", "qwen3", "neox", "gptj", "opt"};
@@ -112,15 +113,15 @@ static void run_case(const char *name, struct mesh *mesh, enum dtype act) {
 int main(void) {
   int world, rank;
   struct mesh *mesh;
-  golden_must(mesh_start(&world, &rank));
-  golden_must(mesh_create(world, 1, &mesh));
+  golden_start(&world, &rank);
+  mesh = golden_mesh(world);
   for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
     run_case(cases[i], mesh, DTYPE_F32);
     run_case(cases[i], mesh, DTYPE_BF16);
   }
   if (rank == 0)
     printf("tp %d: decoding differs by at most %.2f (f32), %.2f (bf16) of the tolerance\n", world, worst[0], worst[1]);
-  mesh_destroy(&mesh);
-  mesh_stop();
+  golden_mesh_close(&mesh);
+  golden_stop();
   return 0;
 }

@@ -12,6 +12,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../test_device.h"
+#include "golden_device.h"
 #include "golden_step.h"
 #include "lora/adamw.h"
 #include "lora/gradient.h"
@@ -53,7 +55,7 @@ static void check_logits(struct golden_case *golden, struct golden_model *m) {
   free(got);
 }
 
-static void check_gradient(struct golden_case *golden, const struct param *p) {
+static void check_gradient(struct golden_case *golden, const struct golden_model *m, const struct param *p) {
   char name[100], module[16];
   int layer;
   int64_t n;
@@ -63,14 +65,14 @@ static void check_gradient(struct golden_case *golden, const struct param *p) {
   golden_check(n == p->rows * p->cols, "%s: size", name);
   double tolerance = 1e-4 * golden_largest(want, n);
   for (int64_t row = 0; row < p->part_rows; row++)
-    worst_gradient = fmax(worst_gradient, compare(golden->folder, name, p->g + row * p->part_cols,
+    worst_gradient = fmax(worst_gradient, compare(golden->folder, name, golden_host(m, p->g) + row * p->part_cols,
                                                   want + (p->row + row) * p->cols + p->col, p->part_cols, tolerance));
   free(want);
 }
 
 static void check_curve(struct golden_case *golden, struct golden_model *m, int64_t micro_batch) {
   struct adamw_settings settings = {1e-2, 0.9, 0.999, 1e-8, 0.01};
-  for (int step = 0; step < GOLDEN_STEPS; step++) {
+  for (int step = 0; step < test_steps(GOLDEN_STEPS); step++) {
     double loss = golden_gradient(golden, m, micro_batch), norm = golden_norm(m);
     double loss_error = fabs(loss - golden->losses[step]) / (1e-4 * golden->losses[step]);
     double norm_error = fabs(norm - golden->grad_norms[step]) / (1e-3 * golden->grad_norms[step]);
@@ -111,7 +113,8 @@ static void run_case(const char *name, struct mesh *mesh, int64_t micro_batch) {
   double loss = golden_gradient(&golden, &m, micro_batch);
   golden_check(fabs(loss - golden.loss) <= 1e-5 * golden.loss, "%s: loss %.9g, golden %.9g", name, loss, golden.loss);
   if (strcmp(golden.modules[0].name, "fused") != 0) {
-    for (int i = 0; i < m.adapters.params.n; i++) check_gradient(&golden, &m.adapters.params.items[i]);
+    golden_fetch(&m);
+    for (int i = 0; i < m.adapters.params.n; i++) check_gradient(&golden, &m, &m.adapters.params.items[i]);
     check_curve(&golden, &m, micro_batch);
   }
   golden_model_close(&m);
@@ -120,11 +123,10 @@ static void run_case(const char *name, struct mesh *mesh, int64_t micro_batch) {
 
 int main(void) {
   int world, rank;
-  golden_must(mesh_start(&world, &rank));
+  golden_start(&world, &rank);
   for (int n_dp = 1; n_dp <= 2; n_dp++) {
-    struct mesh *mesh;
     if (world % n_dp) continue;
-    golden_must(mesh_create(world / n_dp, 1, &mesh));
+    struct mesh *mesh = golden_mesh(world / n_dp);
     n_run = 0;
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
       run_case(cases[i], mesh, 3);
@@ -133,8 +135,8 @@ int main(void) {
     if (rank == 0)
       printf("tp %d dp %d: %d runs agree; worst share of tolerance: logits %.3f, gradients %.3f, curve %.3f\n",
              mesh->n_tp, mesh->n_dp, n_run, worst_logit, worst_gradient, worst_curve);
-    mesh_destroy(&mesh);
+    golden_mesh_close(&mesh);
   }
-  mesh_stop();
+  golden_stop();
   return 0;
 }

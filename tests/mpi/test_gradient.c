@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "golden_device.h"
 #include "golden_step.h"
 #include "slope.h"
 
@@ -50,6 +51,7 @@ static void check_bf16_logits(struct golden_case *golden, struct golden_model *m
 
 /* Frobenius norm of the error over that of the golden gradient, for each factor's part on this rank. */
 static void check_bf16_gradients(struct golden_case *golden, struct golden_model *m) {
+  golden_fetch(m);
   for (int i = 0; i < m->adapters.params.n; i++) {
     const struct param *p = &m->adapters.params.items[i];
     char module[16], name[100];
@@ -58,10 +60,11 @@ static void check_bf16_gradients(struct golden_case *golden, struct golden_model
     golden_check(sscanf(p->group_name, "layers/%d/%15s", &layer, module) == 2, "bad name %s", p->group_name);
     snprintf(name, sizeof name, "grad.layers.%d.%s.%s", layer, module, p->name);
     float *want = golden_tensor(golden, name, &n);
+    const float *got = golden_host(m, p->g);
     double error = 0, size = 0;
     for (int64_t row = 0; row < p->part_rows; row++)
       for (int64_t col = 0; col < p->part_cols; col++) {
-        double a = (double)p->g[row * p->part_cols + col], b = (double)want[(p->row + row) * p->cols + p->col + col];
+        double a = (double)got[row * p->part_cols + col], b = (double)want[(p->row + row) * p->cols + p->col + col];
         error += (a - b) * (a - b);
         size += b * b;
       }
@@ -99,8 +102,8 @@ static void run_case(const char *name, struct mesh *mesh, enum dtype act) {
 int main(void) {
   int world, rank;
   struct mesh *mesh;
-  golden_must(mesh_start(&world, &rank));
-  golden_must(mesh_create(world, 1, &mesh));
+  golden_start(&world, &rank);
+  mesh = golden_mesh(world);
   for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
     run_case(cases[i], mesh, DTYPE_F32);
     run_case(cases[i], mesh, DTYPE_BF16);
@@ -109,7 +112,7 @@ int main(void) {
     printf(
         "tp %d: slopes at most %.2f (f32), %.2f (bf16) of the tolerance; bf16 logits off by %.2g, gradients by %.2g\n",
         world, worst[0], worst[1], worst_logit, worst_gradient);
-  mesh_destroy(&mesh);
-  mesh_stop();
+  golden_mesh_close(&mesh);
+  golden_stop();
   return 0;
 }

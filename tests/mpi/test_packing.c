@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "document_batch.h"
+#include "golden_device.h"
 #include "golden_step.h"
 
 /* Products of another number of rows may be summed in another order: a few f32 roundings. */
@@ -40,9 +41,9 @@ static void check_sums(const char *name, struct golden_model *m, struct golden_m
                "%s: loss of the pack %.9g, of the documents %.9g", name, packed, single);
   golden_check(fabs(padded - single) <= LOSS_TOLERANCE * single,
                "%s: loss of the padded pack %.9g, of the documents %.9g", name, padded, single);
-  param_list_zero_gradients(&m->adapters.params);
+  golden_must(param_list_zero_gradients(&m->adapters.params, m->device));
   golden_must(transformer_train(m->model, pack(documents, N, 64), 0.01f, &loss));
-  param_list_zero_gradients(&sum->adapters.params);
+  golden_must(param_list_zero_gradients(&sum->adapters.params, m->device));
   for (int i = 0; i < N; i++) golden_must(transformer_train(sum->model, pack(&documents[i], 1, 1), 0.01f, &loss));
   golden_check(fabs(loss - 2 * single) <= 2 * LOSS_TOLERANCE * single, "%s: loss in training %.9g, otherwise %.9g",
                name, loss / 2, single);
@@ -92,13 +93,16 @@ static void run_case(const char *name, struct mesh *mesh) {
   golden_model_open(&golden, mesh, DTYPE_F32, &sum);
   for (int i = 0; i < N; i++) document_fill(&documents[i], lengths[i], golden.n_vocab, (uint32_t)i, false);
   check_sums(name, &m, &sum, documents);
+  golden_fetch(&m);
+  golden_fetch(&sum);
   for (int i = 0; i < m.adapters.params.n; i++) {
-    const struct param *p = &m.adapters.params.items[i], *q = &sum.adapters.params.items[i];
-    double scale = golden_largest(q->g, q->part_rows * q->part_cols);
+    const struct param *p = &m.adapters.params.items[i];
+    const float *got = golden_host(&m, p->g), *want = golden_host(&sum, sum.adapters.params.items[i].g);
+    double scale = golden_largest(want, p->part_rows * p->part_cols);
     for (int64_t k = 0; k < p->part_rows * p->part_cols; k++)
-      golden_check(fabs((double)p->g[k] - (double)q->g[k]) <= GRADIENT_TOLERANCE * scale,
-                   "%s: gradient of %s/%s: packed %.9g, one by one %.9g", name, p->group_name, p->name, (double)p->g[k],
-                   (double)q->g[k]);
+      golden_check(fabs((double)got[k] - (double)want[k]) <= GRADIENT_TOLERANCE * scale,
+                   "%s: gradient of %s/%s: packed %.9g, one by one %.9g", name, p->group_name, p->name, (double)got[k],
+                   (double)want[k]);
   }
   for (int n = 2; n <= N; n += 2)
     for (int changed = 0; changed < n; changed++) {
@@ -114,11 +118,11 @@ int main(void) {
   static const char *const cases[] = {"gpt2", "llama", "bloom", "opt", "neox", "gptj", "mistral", "qwen3"};
   int world, rank;
   struct mesh *mesh;
-  golden_must(mesh_start(&world, &rank));
-  golden_must(mesh_create(world, 1, &mesh));
+  golden_start(&world, &rank);
+  mesh = golden_mesh(world);
   for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) run_case(cases[i], mesh);
   if (rank == 0) printf("tp %d: documents are apart in %d families\n", world, (int)(sizeof cases / sizeof cases[0]));
-  mesh_destroy(&mesh);
-  mesh_stop();
+  golden_mesh_close(&mesh);
+  golden_stop();
   return 0;
 }

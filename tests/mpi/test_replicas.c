@@ -9,6 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../test_device.h"
+#include "golden_device.h"
 #include "golden_step.h"
 #include "lora/adamw.h"
 #include "lora/gradient.h"
@@ -24,24 +26,24 @@ static const char *const cases[] = {"llama", "gpt2",  "gpt2-seven-heads", "llama
 static int n_run;
 static double worst_norm, worst_weight;
 
-/* Whether `bytes` of data are the same on all ranks of a group. */
+/* Whether `bytes` of data are those of the group's first rank. */
 static bool equal_over(struct comm *comm, const void *data, size_t bytes) {
-  int size = comm_size(comm);
-  char *all = malloc((size_t)size * bytes + 1);
-  bool equal = true;
-  golden_check(all != NULL, "out of memory");
-  golden_must(comm_all_gather(comm, data, bytes, all));
-  for (int i = 1; i < size; i++) equal = equal && memcmp(all, all + (size_t)i * bytes, bytes) == 0;
-  free(all);
+  char *first = malloc(bytes + 1);
+  golden_check(first != NULL, "out of memory");
+  memcpy(first, data, bytes);
+  golden_must(comm_broadcast(comm, first, bytes, 0));
+  bool equal = memcmp(first, data, bytes) == 0;
+  free(first);
   return equal;
 }
 
 static void check_copies(const char *name, int step, struct golden_model *m) {
+  golden_fetch(m);
   for (int i = 0; i < m->adapters.params.n; i++) {
     const struct param *p = &m->adapters.params.items[i];
     struct comm *comm = p->group == PARAM_STAGE ? m->mesh->stage : m->mesh->dp;
     size_t bytes = (size_t)(p->part_rows * p->part_cols) * sizeof(float);
-    const float *kinds[] = {p->w, p->m, p->v, p->g};
+    const float *kinds[] = {golden_host(m, p->w), golden_host(m, p->m), golden_host(m, p->v), golden_host(m, p->g)};
     for (int kind = 0; kind < 4; kind++)
       golden_check(equal_over(comm, kinds[kind], bytes), "%s: after step %d %s/%s%s differs between the ranks of %s",
                    name, step, p->group_name, p->name,
@@ -79,7 +81,7 @@ static void run_case(const char *name, struct mesh *mesh, struct mesh *alone) {
   golden_model_open(&golden, mesh, DTYPE_F32, &m);
   golden_check(param_list_total(&m.adapters.params) == param_list_total(&reference.adapters.params),
                "%s: the number of trainable parameters depends on the layout", name);
-  for (int step = 1; step <= STEPS; step++) {
+  for (int step = 1; step <= test_steps(STEPS); step++) {
     golden_gradient(&golden, &m, 2);
     golden_gradient_alone(&golden, &reference);
     double norm = golden_norm(&m), want = norm_alone(&reference), error = fabs(norm - want) / want;
@@ -99,22 +101,21 @@ static void run_case(const char *name, struct mesh *mesh, struct mesh *alone) {
 
 int main(void) {
   int world, rank;
-  golden_must(mesh_start(&world, &rank));
-  struct mesh *alone;
-  golden_must(mesh_create(1, 1, &alone));
+  golden_start(&world, &rank);
+  struct mesh *alone = golden_mesh(1);
   for (int tp = world; tp >= 1; tp--) {
     struct mesh *mesh;
     if (world % tp) continue;
-    golden_must(mesh_create(tp, 1, &mesh));
+    mesh = golden_mesh(tp);
     n_run = 0;
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) run_case(cases[i], mesh, alone);
     golden_check(n_run > 0, "nothing ran");
     if (rank == 0)
       printf("tp %d dp %d: %d cases, copies equal; worst norm %.2g, weight %.2g\n", mesh->n_tp, mesh->n_dp, n_run,
              worst_norm, worst_weight);
-    mesh_destroy(&mesh);
+    golden_mesh_close(&mesh);
   }
-  mesh_destroy(&alone);
-  mesh_stop();
+  golden_mesh_close(&alone);
+  golden_stop();
   return 0;
 }

@@ -7,6 +7,7 @@
 #include <math.h>
 #include <stdio.h>
 
+#include "golden_device.h"
 #include "golden_step.h"
 #include "slope.h"
 
@@ -21,9 +22,9 @@ int main(void) {
   static const char *const cases[] = {"gpt2", "llama"}; /* fused q k v and a plain ffn; KV groups and a gate */
   int world, rank;
   struct mesh *mesh, *alone;
-  golden_must(mesh_start(&world, &rank));
-  golden_must(mesh_create(world, 1, &mesh));
-  golden_must(mesh_create(1, 1, &alone));
+  golden_start(&world, &rank);
+  mesh = golden_mesh(world);
+  alone = golden_mesh(1);
   for (int c = 0; c < 2; c++) {
     int n = 0;
     double worst = 0, worst_slope = 0;
@@ -57,8 +58,8 @@ int main(void) {
              worst_slope);
     golden_close(&whole);
   }
-  mesh_destroy(&mesh);
-  mesh_destroy(&alone);
-  mesh_stop();
+  golden_mesh_close(&mesh);
+  golden_mesh_close(&alone);
+  golden_stop();
   return 0;
 }

@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "golden_device.h"
 #include "golden_step.h"
 #include "synthetic_case.h"
 
@@ -61,9 +62,9 @@ int main(void) {
   int world, rank;
   struct mesh *mesh, *alone;
   double worst = 0;
-  golden_must(mesh_start(&world, &rank));
-  golden_must(mesh_create(world, 1, &mesh));
-  golden_must(mesh_create(1, 1, &alone));
+  golden_start(&world, &rank);
+  mesh = golden_mesh(world);
+  alone = golden_mesh(1);
   for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
     struct golden_case golden;
     struct golden_model m, reference;
@@ -82,8 +83,8 @@ int main(void) {
   if (rank == 0)
     printf("tp %d: %d uneven shapes agree with tp 1; worst gradient %.2g\n", world,
            (int)(sizeof shapes / sizeof shapes[0]), worst);
-  mesh_destroy(&mesh);
-  mesh_destroy(&alone);
-  mesh_stop();
+  golden_mesh_close(&mesh);
+  golden_mesh_close(&alone);
+  golden_stop();
   return 0;
 }
