@@ -114,7 +114,8 @@ struct adamw_args {
 struct ops {
   const char *name; /* "cpu", "cuda" */
 
-  /* y[M, N] = x[M, K] W' (+ bias[N]), or += with accumulate. x act or f32; y act or f32. */
+  /* y[M, N] = x[M, K] W' (+ bias[N]), or += with accumulate. x act or f32; y act or f32. A device may round bias to
+   * the type of y first. */
   enum status (*linear_forward)(struct device *d, int64_t M, struct tensor_view x, const struct weight *W,
                                 const float *bias, struct tensor_view y, bool accumulate);
   /* dx[M, K] = dy[M, N] W, or += with accumulate. dy act or f32; dx f32 or act. */

@@ -104,7 +104,8 @@ static inline void *opcheck_alloc(size_t bytes) {
   void *memory;
   opcheck_ok(device_host_alloc(opcheck_gpu(), bytes + 2 * OPCHECK_ZONE, "test", &memory));
   block = memory;
-  opcheck_fill_pattern(block, bytes + 2 * OPCHECK_ZONE);
+  opcheck_fill_pattern(block, OPCHECK_ZONE + bytes);
+  opcheck_fill_pattern(block + OPCHECK_ZONE + bytes, OPCHECK_ZONE); /* begins anew, as opcheck_release looks for it */
   memcpy(block, &bytes, sizeof bytes);
   return block + OPCHECK_ZONE;
 }

@@ -37,7 +37,7 @@ shared 1 2 --set parallel.tp=2 --set dist.share_gpus=true
 graphs 2 2 --set parallel.tp=2 --set train.graphs=true"
 
 says one 'device +cuda: emulated GPU'
-says tp2 'rank 1 on GPU 0000:01:00.0'
+says tp2 'rank 1 on GPU 0000:02:00.0'
 says tp2 'GPU memory travels by NCCL'
 says staged 'GPU memory travels by MPI over pinned host buffers'
 says shared 'GPU memory travels by MPI over pinned host buffers'
@@ -98,7 +98,7 @@ refuses() {
   [ "$(grep -c 'error: ' "$scratch/refused/log")" -eq 1 ] || fault "'$*' did not print one error: $(cat "$scratch/refused/log")"
   says refused "error: .*$pattern"
 }
-refuses 2 "2 of this machine's 2 ranks would share GPU 0000:00:00.0" 1 2 --set device=cuda
+refuses 2 "2 of this machine's 2 ranks would share GPU 0000:01:00.0" 1 2 --set device=cuda
 refuses 1 'device cuda: no GPU' 0 1 --set device=cuda
 refuses 2 'share' 1 2 --set device=cuda --set dist.share_gpus=true --set dist.collectives=nccl
 refuses 2 'train.graphs' 2 2 --set device=cuda --set parallel.tp=2 --set train.graphs=true --set dist.collectives=mpi
@@ -118,5 +118,16 @@ for _ in $(seq 100); do [ -s "$scratch/killed/run/metrics.jsonl" ] && break || s
 pkill -9 -n -f "$gpu train $scratch/job.yaml" || fault "no rank to kill: $(tail -3 "$scratch/killed/log")"
 wait $! && fault "a job whose rank was killed ended well"
 [ $((SECONDS - start)) -lt 55 ] || fault "a job whose rank was killed did not end"
+
+# --- a rank that hangs: the others wait for its part of a collective, and say so ---
+
+mkdir -p "$scratch/hung"
+(cd "$scratch/hung" && EMULATED_GPUS=2 timeout 60 $MPIRUN -n 2 "$gpu" train "$scratch/job.yaml" --set device=cuda \
+  --set parallel.tp=2 --set train.steps=100000 --set dist.timeout_s=3 >log 2>&1 </dev/null) &
+for _ in $(seq 100); do [ -s "$scratch/hung/run/metrics.jsonl" ] && break || sleep 0.2; done
+hung=$(pgrep -n -f "$gpu train $scratch/job.yaml") && kill -STOP "$hung" || fault "no rank to stop: $(tail -3 "$scratch/hung/log")"
+wait $! && fault "a job with a rank that hangs ended well"
+says hung 'error: .*(all-reduce|collective) over group tp has not finished after [0-9]+ s at step'
+kill -KILL "$hung" 2>/dev/null
 
 finish
