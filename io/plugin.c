@@ -22,7 +22,7 @@ static enum status beside_program(const char *file, char path[PATH_MAX]) {
 enum status plugin_find(const char *file, const char *symbol, void **address_p) {
   char path[PATH_MAX];
   TRY(beside_program(file, path));
-  if (access(path, R_OK) != 0)
+  if (access(path, F_OK) != 0)
     return status_set(STATUS_USAGE, "this build has no %s (it is made where CMake finds nvcc)", file);
   void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
   if (!library) return status_set(STATUS_DEVICE, "%s cannot be loaded: %s", file, dlerror());

@@ -1,6 +1,5 @@
 #include "launch/accelerator.h"
 
-#include <stdlib.h>
 #include <string.h>
 
 #include "io/log.h"
@@ -64,7 +63,7 @@ static enum status check_graphs(const struct config *config, const struct mesh *
                     mesh->n_tp, mesh_path(mesh));
 }
 
-static enum status connect(const struct config *config, struct mesh *mesh, struct device *device) {
+static enum status connect_ranks(const struct config *config, struct mesh *mesh, struct device *device) {
   char identity[DEVICE_IDENTITY];
   int sharers;
   device_identity(device, identity);
@@ -95,16 +94,17 @@ static enum status connect(const struct config *config, struct mesh *mesh, struc
 enum status accelerator_open(const struct config *config, struct mesh *mesh, struct device **device_p) {
   TRY(ranks_agree(open_device(config, mesh, device_p)));
   TRY(ranks_agree(same_kind(mesh, *device_p)));
-  return (*device_p)->host_memory ? STATUS_OK : connect(config, mesh, *device_p);
+  return (*device_p)->host_memory ? STATUS_OK : connect_ranks(config, mesh, *device_p);
 }
 
-void accelerator_describe(const struct mesh *mesh, const struct device *device) {
-  char own[DEVICE_IDENTITY] = "";
-  char *all = calloc((size_t)mesh->world, DEVICE_IDENTITY);
+enum status accelerator_describe(const struct mesh *mesh, const struct device *device) {
+  char own[DEVICE_IDENTITY] = "", of_rank[DEVICE_IDENTITY];
   device_identity(device, own);
-  if (all && comm_all_gather(mesh->control, own, DEVICE_IDENTITY, all) == STATUS_OK)
-    for (int rank = 0; rank < mesh->world; rank++)
-      log_info("          rank %d on GPU %s", rank, all + (size_t)rank * DEVICE_IDENTITY);
+  for (int rank = 0; rank < mesh->world; rank++) {
+    memcpy(of_rank, own, sizeof of_rank);
+    TRY(comm_broadcast(mesh->control, of_rank, sizeof of_rank, rank));
+    log_info("          rank %d on GPU %s", rank, of_rank);
+  }
   log_info("          GPU memory travels by %s", mesh_path(mesh));
-  free(all);
+  return STATUS_OK;
 }

@@ -16,6 +16,6 @@
 enum status accelerator_open(const struct config *config, struct mesh *mesh, struct device **device_p);
 
 /* A line per rank on its GPU, and one on the path between them: collective, rank 0 prints. */
-void accelerator_describe(const struct mesh *mesh, const struct device *device);
+enum status accelerator_describe(const struct mesh *mesh, const struct device *device);
 
 #endif

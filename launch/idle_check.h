@@ -17,9 +17,9 @@ enum status idle_check_create(const struct adapters *adapters, struct idle_check
 void idle_check_destroy(struct idle_check *check);
 
 /* After the reduction of a step: warn, once, of each adapter whose A and B (this
- * rank's parts) have had no gradient for two steps. One step is normal: A's
- * gradient is 0 while B is. Where gradients have to be copied from the device, the
- * first steps and every 64th after them are looked at. */
+ * rank's parts) have had no gradient in two looks in a row. Once is normal: A's
+ * gradient is 0 while B is. Every step is looked at; where gradients have to be
+ * copied from the device, the first four and every 64th after them. */
 enum status idle_check_step(struct idle_check *check, struct adapters *adapters, struct device *device);
 
 #endif

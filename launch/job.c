@@ -95,11 +95,14 @@ enum status job_open(const struct config *config, const struct job_options *opti
 }
 
 void job_close(struct job *job) {
+  /* Groups first: their buffers and records are the device's, and freeing memory would wait for messages that do not
+   * come. */
+  mesh_destroy(&job->mesh);
+  if (job->device) device_set_watch(job->device, NULL, NULL); /* it was the mesh's */
   if (job->device) adapters_destroy(&job->adapters, job->device);
   model_destroy(&job->model);
   tokenizer_close(&job->tokenizer);
   base_model_close(&job->source);
-  mesh_destroy(&job->mesh); /* its buffers are the device's */
   device_close(&job->device);
 }
 
@@ -115,7 +118,7 @@ void job_describe(const struct job *job) {
            mesh->world, mesh->world == 1 ? "" : "s", mesh->n_tp, mesh->n_dp, job->shard.heads.n, facts->n_heads,
            job->shard.ffn.n, facts->d_ffn, 1e-6 * (double)job->model->weights.memory.total);
   log_info("device    %s; compute %s", device, dtype_name(job->model->act));
-  if (!job->device->host_memory) accelerator_describe(job->mesh, job->device);
+  if (!job->device->host_memory) ranks_must(accelerator_describe(job->mesh, job->device));
   int64_t trainable = param_list_total(&job->adapters.params);
   if (job->adapters.n)
     log_info("adapters  %d, %" PRId64 " parameters (%.3f %% of the base)", job->adapters.n, trainable,

@@ -239,6 +239,7 @@ static enum status advance(struct run *run, bool *stop) {
   if (speaks(run)) progress_step(&run->progress, now(), run->state.step, result.loss, line.tokens_per_second);
   if (run->eval_data && !asked && due(run->config->eval.every, run->state.step, last))
     ranks_must(evaluate(run, &line, &asked));
+  mesh_waited(); /* what follows may be slow and is no message */
   *stop = last || asked;
   if (speaks(run)) ranks_must(metrics_append(run->metrics, &line));
   if (due(run->config->checkpoint.every, run->state.step, *stop)) TRY(checkpoint(run));

@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "io/log.h"
 #include "io/plugin.h"
@@ -38,7 +39,7 @@ static enum status open_cuda(const struct device_options *options, bool required
   if (status == STATUS_OK) return STATUS_OK;
   if (required) return status_prefix(status, "device cuda");
   /* A GPU that cannot be used is worth a word; none at all is not. */
-  if (found)
+  if (found || (status == STATUS_DEVICE && access("/dev/nvidiactl", F_OK) == 0))
     log_warn("device auto: the cpu, because: %s", status_message());
   else
     log_debug("device auto: the cpu, because: %s", status_message());

@@ -31,6 +31,8 @@ enum cuda_scratch_use {
   CUDA_SCRATCH_COUNT,
 };
 
+enum { CUDA_RETIRED_MOST = 128 }; /* each is half as large again as the one before */
+
 struct cuda_block {
   void *data;
   size_t bytes;
@@ -44,6 +46,8 @@ struct cuda_state {
   cudaStream_t stream;
   struct cudaDeviceProp properties;
   struct cuda_block scratch[CUDA_SCRATCH_COUNT];
+  struct cuda_block retired[CUDA_RETIRED_MOST]; /* outgrown ones that recorded graphs may use */
+  int n_retired;
   struct cuda_gemm_cache *gemm;
   struct cuda_graphs *graphs;
   void *stage[2]; /* pinned, [DEVICE_STAGE_BYTES] each */
@@ -146,7 +150,7 @@ enum status cuda_mask_copy(struct device *d, int64_t M, int64_t n, struct tensor
 enum status cuda_mask_add(struct device *d, int64_t M, int64_t n, struct tensor_view g,
                           const struct lowrank_dropout *dropout, struct tensor_view dx);
 
-/* Attention kernels in use: "own kernels (mma.sync bf16, f32)". attention.cu */
+/* Attention kernels in use: "own kernels (bf16: mma.sync, f32: fma)". attention.cu */
 const char *cuda_attention_describe(void);
 
 /* The slots attention_forward and attention_backward without tensor cores, for tests. */

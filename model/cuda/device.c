@@ -142,16 +142,30 @@ static enum status cuda_zero_bytes(struct device *d, void *p, size_t bytes) {
   return CUDA_CHECK(cudaMemsetAsync(p, 0, bytes, cuda_stream(d)));
 }
 
+/* Give up a block that is too small. Records hold its address: with graphs it is kept until the device closes, for
+ * records must stay the same on all ranks (NCCL launches a graph's messages together), and ranks with other shards
+ * outgrow their blocks at other times. */
+static enum status retire(struct device *d, struct cuda_block *block) {
+  struct cuda_state *state = cuda_state(d);
+  if (!block->data) return STATUS_OK;
+  if (!state->graphs) {
+    TRY(wait_for(d, NULL)); /* queued work may still use it */
+    cuda_free(d, block->data, block->bytes);
+  } else {
+    if (state->n_retired == CUDA_RETIRED_MOST)
+      return status_set(STATUS_DEVICE, "scratch: outgrown %d times; set train.graphs: false", CUDA_RETIRED_MOST);
+    state->retired[state->n_retired++] = *block;
+  }
+  *block = (struct cuda_block){0};
+  return STATUS_OK;
+}
+
 enum status cuda_scratch(struct device *d, enum cuda_scratch_use use, size_t bytes, void **block_p) {
   struct cuda_block *block = &cuda_state(d)->scratch[use];
   if (block->bytes < bytes || !block->data) {
     TRY(cuda_graph_forbids(d, "more scratch"));
-    if (block->data) {
-      TRY(wait_for(d, NULL)); /* queued work may still use the block */
-      cuda_graphs_forget(d);  /* records hold its address */
-      cuda_free(d, block->data, block->bytes);
-      *block = (struct cuda_block){0};
-    }
+    if (cuda_state(d)->graphs && bytes < block->bytes + block->bytes / 2) bytes = block->bytes + block->bytes / 2;
+    TRY(retire(d, block));
     size_t grown = (bytes / SCRATCH_UNIT + 1) * SCRATCH_UNIT;
     TRY(cuda_alloc(d, grown, "scratch", &block->data));
     block->bytes = grown;
@@ -246,6 +260,7 @@ static void cuda_close(struct device *d) {
   for (int i = 0; i < CUDA_SCRATCH_COUNT; i++) {
     if (state->scratch[i].data) cuda_free(d, state->scratch[i].data, state->scratch[i].bytes);
   }
+  for (int i = 0; i < state->n_retired; i++) cuda_free(d, state->retired[i].data, state->retired[i].bytes);
   for (int i = 0; i < 2; i++) {
     if (state->stage_sent[i]) cudaEventDestroy(state->stage_sent[i]);
     if (state->stage[i]) cuda_host_free(d, state->stage[i]);

@@ -328,17 +328,18 @@ static enum status multiply_copied(struct device *d, const struct cuda_product *
                     dtype_name(p->ab_dtype), (long long)p->m, (long long)p->n, (long long)p->k);
 }
 
-/* The library takes a bias in c's type only. For bf16 the bias is rounded: that
+/* The library takes a bias in c's type only, and its kernels read it 16 bytes at
+ * a time without being asked about its address. For bf16 the bias is rounded: that
  * is one small launch, while adding it in f32 would be a pass over c; the sum is
  * rounded to bf16 anyway, and checkpoints made in bf16 lose nothing. */
 static enum status bias_as(struct device *d, const struct cuda_product *p, const void **bias_p) {
   *bias_p = p->bias;
-  if (!p->bias || p->c_dtype == DTYPE_F32) return STATUS_OK;
-  void *rounded;
-  TRY(cuda_scratch(d, CUDA_SCRATCH_OPERAND, dtype_bytes(DTYPE_BF16, p->n), &rounded));
-  *bias_p = rounded;
+  if (!p->bias || (p->c_dtype == DTYPE_F32 && alignment(p->bias) == LARGEST_ALIGNMENT)) return STATUS_OK;
+  void *copy;
+  TRY(cuda_scratch(d, CUDA_SCRATCH_OPERAND, dtype_bytes(p->c_dtype, p->n), &copy));
+  *bias_p = copy;
   return cuda_cast(d, 1, p->n, (struct tensor_view){(void *)p->bias, p->n, DTYPE_F32},
-                   (struct tensor_view){rounded, p->n, DTYPE_BF16});
+                   (struct tensor_view){copy, p->n, p->c_dtype});
 }
 
 enum status cuda_gemm(struct device *d, const struct cuda_product *p, bool *fits) {
@@ -347,7 +348,8 @@ enum status cuda_gemm(struct device *d, const struct cuda_product *p, bool *fits
   if (fits) *fits = true;
   if (p->m == 0 || p->n == 0) return STATUS_OK;
   bool as_it_lies = p->k > 0 && !(p->ab_dtype == DTYPE_F32 && p->c_dtype == DTYPE_BF16);
-  if (fused && (!as_it_lies || p->ldaux % PAD != 0)) { /* as the library demands */
+  const bool aux_fits = p->ldaux % PAD == 0 && alignment(p->aux) == LARGEST_ALIGNMENT; /* as the library demands */
+  if (fused && (!as_it_lies || !aux_fits)) {
     *fits = false;
     return STATUS_OK;
   }

@@ -15,7 +15,7 @@ struct round_job {
   int64_t ld, rows, columns;
   int64_t fours;   /* of a padded row */
   int64_t n_fours; /* of all */
-  bool aligned;    /* rows of x may be read four at a time */
+  int64_t aligned; /* rows of x may be read four at a time; a bool would leave padding of any content */
 };
 
 struct round_jobs {
