@@ -50,10 +50,14 @@ set(EMULATED_ENVIRONMENT LORASHARD_TEST_DEVICE=cuda LORASHARD_TEST_STEPS=4)
 # Tests of operations, and of the whole model over ranks.
 foreach(name activation attention attention_plain device linear lowrank norm optim rotary rows xent)
   add_emulated_program(test_model_${name})
+  list(APPEND EMULATED_OPERATIONS ${EMULATED}/test_model_${name})
   add_test(NAME emulated.model.${name} COMMAND ${EMULATED}/test_model_${name})
   set_tests_properties(emulated.model.${name} PROPERTIES LABELS emulated TIMEOUT 300
                        ENVIRONMENT "${SANITIZER_ENVIRONMENT};${EMULATED_ENVIRONMENT}")
 endforeach()
+if(LORASHARD_SANITIZE) # all kernels and head sizes, in less time
+  set_property(TEST emulated.model.attention APPEND PROPERTY ENVIRONMENT LORASHARD_TEST_ONLY=test_sha*)
+endif()
 # "NAME RANKS...": what one layout less would not see runs on fewer.
 foreach(line "golden 1 2 4" "replicas 1 2 4" "accumulation 2" "uneven 1 2 4" "gradient 1 2" "communication 2"
              "packing 2" "decode 1 2" "bytes_read 2" "allocations 2")
@@ -77,4 +81,7 @@ foreach(compute bf16 f32)
   set_tests_properties(emulated.bench_ops.${compute} PROPERTIES LABELS emulated TIMEOUT 300
                        ENVIRONMENT "${SANITIZER_ENVIRONMENT}")
 endforeach()
+add_custom_target(emulated_operations DEPENDS ${EMULATED_OPERATIONS} ${EMULATED}/bench_ops)
+add_dependencies(emulated_operations emulated_cuda emulated_nccl test_emulation test_emulation_nccl)
+add_dependencies(unit_tests emulated_operations)
 add_custom_target(emulated_programs ALL DEPENDS ${EMULATED_PROGRAMS} emulated_cuda emulated_nccl)

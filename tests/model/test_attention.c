@@ -517,6 +517,7 @@ int main(void) {
       cmocka_unit_test(test_apart),
       cmocka_unit_test(test_without_lse),
   };
+  if (getenv("LORASHARD_TEST_ONLY")) cmocka_set_test_filter(getenv("LORASHARD_TEST_ONLY"));
   opcheck_align_rows(); /* but for what test_shapes does besides */
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -64,7 +64,7 @@ train_refused 2 'train.betas: .*' --set train.betas=0.9
 train_refused 2 'parallel.pp: 2 is out of range' --set parallel.pp=2
 train_refused 2 'train.steps and train.epochs are both 0' --set train.steps=0 --set train.epochs=0
 train_refused 2 'data.train is empty' --set 'data.train=[]'
-train_refused 2 "device 'cuda': this build has 'cpu' only" --set device=cuda
+train_refused 2 "device.*needs one of auto, cpu, cuda" --set device=tpu
 
 # --- the base ---
 

@@ -52,6 +52,7 @@ writing() {
   for step in run/step-*.tmp; do [ "$step" -nt pid.0 ] && return; done
   return 1
 }
+published() { [ -n "$(newest)" ]; }
 newest() { ls -d run/step-?????? | tail -1; }
 # same_as REFERENCE: the run's last step, gathered, equals that file.
 same_as() {
@@ -158,7 +159,7 @@ stops TERM 1 two.h5
 # A killed rank ends the job; so does one that does not answer, with one line that names where the others wait.
 rm -rf run
 start
-eventually 30 reached 6 || fault "no step is reached: $(said)"
+eventually 30 published || fault "no checkpoint is published: $(said)"
 kill -9 "$(cat pid.1)"
 ended 10
 [ $code -ne 0 ] || fault "the job of a killed rank ended with 0"
