@@ -123,3 +123,10 @@ void comm_close(struct comm *comm) {
   comm->ops = &comm_mpi_ops;
   comm->transport = NULL;
 }
+
+enum status comm_nothing(struct comm *comm) {
+  (void)comm;
+  return STATUS_OK;
+}
+
+void comm_close_nothing(struct comm *comm) { (void)comm; }

@@ -81,4 +81,8 @@ enum status comm_queued_find(const struct comm_backend **backend_p, char *text, 
 enum status comm_queued_make_id(struct comm *comm, const struct comm_transport *transport, char id[COMM_BACKEND_ID]);
 enum status comm_queued_join(struct comm *comm, struct comm_transport *transport, char id[COMM_BACKEND_ID]);
 
+/* For slots in which a kind of communicator has nothing to do. */
+enum status comm_nothing(struct comm *comm);
+void comm_close_nothing(struct comm *comm);
+
 #endif

@@ -45,19 +45,12 @@ static enum status copy(struct comm *comm, void *dst, const void *src, size_t by
   return STATUS_OK;
 }
 
-static enum status nothing(struct comm *comm) {
-  (void)comm;
-  return STATUS_OK;
-}
-
-static void close_nothing(struct comm *comm) { (void)comm; }
-
 const struct comm_ops comm_mpi_ops = {
     .all_reduce_f32 = all_reduce_f32,
     .all_gather = all_gather,
     .copy = copy,
-    .group_begin = nothing,
-    .group_end = nothing,
-    .check = nothing,
-    .close = close_nothing,
+    .group_begin = comm_nothing,
+    .group_end = comm_nothing,
+    .check = comm_nothing,
+    .close = comm_close_nothing,
 };

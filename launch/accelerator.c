@@ -63,14 +63,16 @@ static enum status check_graphs(const struct config *config, const struct mesh *
                     mesh->n_tp, mesh_path(mesh));
 }
 
-static enum status connect_ranks(const struct config *config, struct mesh *mesh, struct device *device) {
+enum status accelerator_connect(struct mesh *mesh, struct device *device, enum comm_path path, bool share,
+                                double timeout_s) {
   char identity[DEVICE_IDENTITY];
   int sharers;
+  if (device->host_memory) return STATUS_OK;
   device_identity(device, identity);
   TRY(mesh_device_sharers(mesh, identity, &sharers));
   double most = sharers;
   TRY(comm_all_reduce_f64(mesh->control, &most, 1, REDUCE_MAX));
-  if (most > 1 && !config->dist.share_gpus)
+  if (most > 1 && !share)
     return ranks_agree(
         sharers == 1 ? STATUS_OK
                      : status_set(STATUS_USAGE,
@@ -86,15 +88,17 @@ static enum status connect_ranks(const struct config *config, struct mesh *mesh,
       .host_free = host_free,
       .drop_records = drop_records,
   };
-  TRY(ranks_agree(mesh_use_device(mesh, &comm, path_of(config), most > 1, config->dist.timeout_s)));
+  TRY(ranks_agree(mesh_use_device(mesh, &comm, path, most > 1, timeout_s)));
   device_set_watch(device, watch, mesh);
-  return ranks_agree(check_graphs(config, mesh));
+  return STATUS_OK;
 }
 
 enum status accelerator_open(const struct config *config, struct mesh *mesh, struct device **device_p) {
   TRY(ranks_agree(open_device(config, mesh, device_p)));
   TRY(ranks_agree(same_kind(mesh, *device_p)));
-  return (*device_p)->host_memory ? STATUS_OK : connect_ranks(config, mesh, *device_p);
+  if ((*device_p)->host_memory) return STATUS_OK;
+  TRY(accelerator_connect(mesh, *device_p, path_of(config), config->dist.share_gpus, config->dist.timeout_s));
+  return ranks_agree(check_graphs(config, mesh));
 }
 
 enum status accelerator_describe(const struct mesh *mesh, const struct device *device) {

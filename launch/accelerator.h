@@ -15,6 +15,11 @@
  * ranks have different kinds of device. */
 enum status accelerator_open(const struct config *config, struct mesh *mesh, struct device **device_p);
 
+/* Let the groups of a mesh reach this device's memory; nothing to do on the cpu. Collective and agreed.
+ * STATUS_USAGE: ranks share a GPU and `share` is false. */
+enum status accelerator_connect(struct mesh *mesh, struct device *device, enum comm_path path, bool share,
+                                double timeout_s);
+
 /* A line per rank on its GPU, and one on the path between them: collective, rank 0 prints. */
 enum status accelerator_describe(const struct mesh *mesh, const struct device *device);
 

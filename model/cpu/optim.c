@@ -3,6 +3,7 @@
  * squares for clipping. An element's update depends on its own values alone,
  * not on where it lies, so any split over ranks or threads gives the same bits.
  */
+#include "model/adamw_step.h"
 #include "model/cpu/cpu_internal.h"
 #include "model/cpu/vmath.h"
 
@@ -10,30 +11,7 @@ enum { BLOCK = 4096 }; /* elements of one piece of work; a multiple of VF_LANES 
 
 static int64_t block_size(int64_t n, int64_t begin) { return n - begin < BLOCK ? n - begin : BLOCK; }
 
-/* Betas are written as short decimals. 1 - beta of the nearest f32 would be off by 1.3e-5 for 0.999; the decimal of
- * seven places is taken back instead. */
-static double decimal(float beta) { return round((double)beta * 1e7) / 1e7; }
-
-/* The constants of one step. */
-struct step {
-  float keep_m, take_m, keep_v, take_v; /* beta1, 1 - beta1, beta2, 1 - beta2 */
-  float rate;                           /* lr / (1 - beta1^t) */
-  float spread;                         /* 1 / sqrt(1 - beta2^t) */
-  float decay;                          /* lr weight_decay */
-};
-
-static struct step step_constants(const struct adamw_args *args) {
-  double beta1 = decimal(args->beta1), beta2 = decimal(args->beta2);
-  return (struct step){.keep_m = (float)beta1,
-                       .take_m = (float)(1 - beta1),
-                       .keep_v = (float)beta2,
-                       .take_v = (float)(1 - beta2),
-                       .rate = (float)((double)args->lr / (1 - pow(beta1, (double)args->t))),
-                       .spread = (float)(1 / sqrt(1 - pow(beta2, (double)args->t))),
-                       .decay = (float)((double)args->lr * (double)args->weight_decay)};
-}
-
-static void update_block(const struct adamw_args *args, const struct step *step, int64_t begin, int64_t n) {
+static void update_block(const struct adamw_args *args, const struct adamw_step *step, int64_t begin, int64_t n) {
   float *w = args->w + begin, *m = args->m + begin, *v = args->v + begin;
   for (int64_t i = 0; i < n; i += VF_LANES) {
     vf g = vf_get_row(DTYPE_F32, args->g + begin, i, n, 0) * args->g_scale;
@@ -48,7 +26,7 @@ static void update_block(const struct adamw_args *args, const struct step *step,
 }
 
 enum status cpu_adamw(struct device *d, const struct adamw_args *args) {
-  struct step step = step_constants(args);
+  struct adamw_step step = adamw_step_of(args);
 #pragma omp parallel for num_threads(d->n_threads) if (args->n > BLOCK)
   for (int64_t begin = 0; begin < args->n; begin += BLOCK) {
     update_block(args, &step, begin, block_size(args->n, begin));

@@ -4,36 +4,12 @@
  * not on where it lies: every product and sum is spelled out, so that vectors
  * and single elements go through the same roundings.
  */
+#include "model/adamw_step.h"
 #include "model/cuda/rows.cuh"
 
 enum { THREADS = 256, PIECE = 16384, JOIN_THREADS = 1024 };
 
 /* --- AdamW ------------------------------------------------------------------------ */
-
-/* Betas are written as short decimals. 1 - beta of the nearest f32 would be off by 1.3e-5 for 0.999; the decimal of
- * seven places is taken back instead. */
-static double decimal(float beta) { return round((double)beta * 1e7) / 1e7; }
-
-/* The constants of one step, as in model/cpu/optim.c. */
-struct adamw_step {
-  float keep_m, take_m, keep_v, take_v; /* beta1, 1 - beta1, beta2, 1 - beta2 */
-  float rate;                           /* lr / (1 - beta1^t) */
-  float spread;                         /* 1 / sqrt(1 - beta2^t) */
-  float decay;                          /* lr weight_decay */
-};
-
-static struct adamw_step step_constants(const struct adamw_args *args) {
-  double beta1 = decimal(args->beta1), beta2 = decimal(args->beta2);
-  struct adamw_step step = {};
-  step.keep_m = (float)beta1;
-  step.take_m = (float)(1 - beta1);
-  step.keep_v = (float)beta2;
-  step.take_v = (float)(1 - beta2);
-  step.rate = (float)((double)args->lr / (1 - pow(beta1, (double)args->t)));
-  step.spread = (float)(1 / sqrt(1 - pow(beta2, (double)args->t)));
-  step.decay = (float)((double)args->lr * (double)args->weight_decay);
-  return step;
-}
 
 __device__ __forceinline__ void update(const struct adamw_step &step, float g, float eps, float *w, float *m,
                                        float *v) {
@@ -59,7 +35,7 @@ __global__ void __launch_bounds__(THREADS) adamw_kernel(struct adamw_args args, 
 template <int N>
 static enum status launch_adamw(struct device *d, const struct adamw_args *args) {
   CUDA_LAUNCH(d, (adamw_kernel<N>), (unsigned)cuda_div_up(args->n, THREADS * N), THREADS, 0, *args,
-              step_constants(args));
+              adamw_step_of(args));
   return STATUS_OK;
 }
 

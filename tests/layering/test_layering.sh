@@ -19,7 +19,7 @@ layer_of() {
   case $1 in
     io/status.* | io/log.* | io/dtype.* | io/quant.* | io/plugin.* | io/tensor_source.h | io/model_facts.h | model/arch.* | dist/rng.h)
       echo base ;;
-    model/ops.h | model/device*.[ch] | model/cpu/* | model/cuda/*) echo ops ;;
+    model/ops.h | model/adamw_step.h | model/device*.[ch] | model/cpu/* | model/cuda/*) echo ops ;;
     */*) echo "${1%%/*}" ;;
     *) echo none ;;
   esac

@@ -2,22 +2,10 @@
 
 #include "../test_device.h"
 #include "golden_case.h"
+#include "launch/accelerator.h"
 
 static struct device *device;
 static int world, rank;
-
-static enum status copy_out(void *d, void *dst, const void *src, size_t bytes) {
-  return device_copy_out(d, dst, src, bytes);
-}
-static enum status copy_in(void *d, void *dst, const void *src, size_t bytes) {
-  return device_copy_in(d, dst, src, bytes);
-}
-static enum status host_alloc(void *d, size_t bytes, void **memory_p) {
-  return device_host_alloc(d, bytes, "communication buffer", memory_p);
-}
-static void host_free(void *d, void *memory) { device_host_free(d, memory); }
-
-static enum status watch(void *mesh) { return mesh_check_device(mesh); }
 
 void golden_start(int *world_p, int *rank_p) {
   golden_must(mesh_start(&world, &rank));
@@ -39,18 +27,8 @@ struct device *golden_device(void) {
 
 struct mesh *golden_mesh(int n_tp) {
   struct mesh *mesh;
-  struct device *d = golden_device();
-  char identity[DEVICE_IDENTITY];
-  int sharers;
   golden_must(mesh_create(n_tp, 1, &mesh));
-  if (d->host_memory) return mesh;
-  device_identity(d, identity);
-  golden_must(mesh_device_sharers(mesh, identity, &sharers));
-  double most = sharers;
-  golden_must(comm_all_reduce_f64(mesh->control, &most, 1, REDUCE_MAX));
-  const struct comm_device comm = {d, device_stream(d), copy_out, copy_in, host_alloc, host_free};
-  golden_must(mesh_use_device(mesh, &comm, COMM_PATH_AUTO, most > 1, 60));
-  device_set_watch(d, watch, mesh);
+  golden_must(accelerator_connect(mesh, golden_device(), COMM_PATH_AUTO, true, 60));
   return mesh;
 }
 
