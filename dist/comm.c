@@ -29,24 +29,25 @@ void comm_add_counts(struct comm *comm, struct comm_counts counts) {
   comm->counts.calls += counts.calls;
   comm->counts.bytes += counts.bytes;
   /* A record that is repeated queues its collectives without passing here. */
-  if (comm->ops->queued && counts.calls) watchdog_queued("a repeated collective", comm->name);
+  if (comm->ops->queued && counts.calls) watchdog_repeated(comm->name, counts.calls);
 }
 
-/* Around the collectives on what may be device memory. A queued one's time goes
- * on after its call. */
-static enum status enter(struct comm *comm, const char *operation) {
-  if (!comm->ops->queued) {
-    watchdog_enter(operation, comm->name);
-    return STATUS_OK;
-  }
-  watchdog_queued(operation, comm->name);
-  if (!group.open) return STATUS_OK;
+/* The first queued collective of a group opens it. */
+static enum status join_group(struct comm *comm) {
+  if (!comm->ops->queued || !group.open) return STATUS_OK;
   if (!group.first) {
     TRY(comm->ops->group_begin(comm));
     group.first = comm;
   }
   assert(group.first->transport == comm->transport); /* one device's collectives make a group */
   return STATUS_OK;
+}
+
+/* Around the collectives on what may be device memory. A queued one's time goes
+ * on after its call. */
+static enum status enter(struct comm *comm, const char *operation) {
+  (comm->ops->queued ? watchdog_queued : watchdog_enter)(operation, comm->name);
+  return join_group(comm);
 }
 
 static void leave(const struct comm *comm) {
@@ -72,6 +73,30 @@ enum status comm_all_gather(struct comm *comm, const void *data, size_t bytes, v
   return status;
 }
 
+enum status comm_reduce_scatter_f32(struct comm *comm, float *data, int64_t n, float *own) {
+  const size_t bytes = (size_t)n * sizeof *data;
+  if (n == 0) return STATUS_OK;
+  if (comm->size == 1) return own != data ? comm->ops->copy(comm, own, data, bytes) : STATUS_OK;
+  count(comm, (size_t)comm->size * bytes);
+  TRY(enter(comm, "reduce-scatter"));
+  enum status status = comm->ops->reduce_scatter_f32(comm, data, n, own);
+  leave(comm);
+  return status;
+}
+
+enum status comm_exchange_f32(struct comm *comm, const float *send, int64_t n_send, int to, float *recv, int64_t n_recv,
+                              int from) {
+  if (n_send == 0) to = -1;
+  if (n_recv == 0) from = -1;
+  if (comm->size == 1 || (to < 0 && from < 0)) return STATUS_OK;
+  if (to >= 0) count(comm, (size_t)n_send * sizeof *send);
+  (comm->ops->queued ? watchdog_queued_exchange : watchdog_enter_exchange)(comm->name, to, from);
+  TRY(join_group(comm));
+  enum status status = comm->ops->exchange_f32(comm, send, n_send, to, recv, n_recv, from);
+  leave(comm);
+  return status;
+}
+
 enum status comm_all_reduce_f64(struct comm *comm, double *data, int64_t n, enum reduce_op op) {
   if (comm->size == 1 || n == 0) return STATUS_OK;
   count(comm, (size_t)n * sizeof *data);
@@ -85,9 +110,9 @@ enum status comm_broadcast(struct comm *comm, void *data, size_t bytes, int root
   if (comm->size == 1) return STATUS_OK;
   count(comm, bytes);
   watchdog_enter("broadcast", comm->name);
-  int error = MPI_Bcast(data, (int)bytes, MPI_BYTE, root, comm->mpi);
+  enum status status = comm_mpi_broadcast(comm, data, bytes, root);
   watchdog_leave();
-  return comm_check(error, "MPI_Bcast");
+  return status;
 }
 
 enum status comm_barrier(struct comm *comm) {

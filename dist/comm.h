@@ -7,7 +7,7 @@
  * Errors: STATUS_PEER with the operation's name.
  *
  * A group works on host memory over MPI until mesh_use_device gives it a device:
- * from then on comm_all_reduce_f32 and comm_all_gather take device memory. They
+ * from then on the f32 calls and comm_all_gather take device memory. They
  * are queued behind the device's work and need not have finished on return; what
  * the device does next sees their results. The f64, broadcast and barrier calls
  * always take host memory and have finished on return.
@@ -39,8 +39,19 @@ const char *comm_name(const struct comm *comm);
 enum status comm_all_reduce_f32(struct comm *comm, float *data, int64_t n, enum reduce_op op);
 enum status comm_all_reduce_f64(struct comm *comm, double *data, int64_t n, enum reduce_op op);
 
-/* gathered[size][bytes] = every rank's data, in rank order. */
+/* gathered[size][bytes] = every rank's data, in rank order. data may be this
+ * rank's own place in gathered. */
 enum status comm_all_gather(struct comm *comm, const void *data, size_t bytes, void *gathered);
+
+/* own[n] = the sum over the ranks of part `rank` of data[size][n]. own may be that
+ * part of data; the other parts are left undefined. Counts the whole data. */
+enum status comm_reduce_scatter_f32(struct comm *comm, float *data, int64_t n, float *own);
+
+/* Send send[n_send] to rank `to` and receive recv[n_recv] from rank `from`, both at
+ * once; a rank of -1 leaves that half out. Counts one call with the bytes sent, or
+ * none where nothing is sent. The two ends agree on the sizes. */
+enum status comm_exchange_f32(struct comm *comm, const float *send, int64_t n_send, int to, float *recv, int64_t n_recv,
+                              int from);
 
 /* data [bytes] of `root` on every rank. */
 enum status comm_broadcast(struct comm *comm, void *data, size_t bytes, int root);

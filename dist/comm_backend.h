@@ -44,6 +44,10 @@ struct comm_backend {
   /* Queued behind the work of `stream`, which goes on after them. */
   enum status (*all_reduce_f32)(struct comm_link *link, float *data, int64_t n, enum reduce_op op);
   enum status (*all_gather)(struct comm_link *link, const void *data, size_t bytes, void *gathered);
+  enum status (*reduce_scatter_f32)(struct comm_link *link, float *data, int64_t n, float *own);
+  /* A rank of -1 leaves its half out. */
+  enum status (*exchange_f32)(struct comm_link *link, const float *send, int64_t n_send, int to, float *recv,
+                              int64_t n_recv, int from);
   /* dst = src, both device memory, queued on `stream`. */
   enum status (*copy)(struct comm_backend_state *state, void *dst, const void *src, size_t bytes);
 

@@ -21,13 +21,17 @@ struct comm_transport {
   struct comm_backend_state *state;
 };
 
-/* How a group's f32 all-reduce and all-gather travel. comm.c counts, and calls
+/* How a group's f32 calls and all-gather travel. comm.c counts, and calls
  * the collectives only for more than one rank and at least one byte. */
 struct comm_ops {
   bool queued; /* collectives need not have finished on return */
   enum status (*all_reduce_f32)(struct comm *comm, float *data, int64_t n, enum reduce_op op);
   enum status (*all_gather)(struct comm *comm, const void *data, size_t bytes, void *gathered);
-  /* dst = src: the all-gather of a group of one. */
+  enum status (*reduce_scatter_f32)(struct comm *comm, float *data, int64_t n, float *own);
+  /* One half at least has something in it; the other's rank is -1 if it has not. */
+  enum status (*exchange_f32)(struct comm *comm, const float *send, int64_t n_send, int to, float *recv, int64_t n_recv,
+                              int from);
+  /* dst = src: the all-gather and reduce-scatter of a group of one. */
   enum status (*copy)(struct comm *comm, void *dst, const void *src, size_t bytes);
   /* Around collectives of this group and others of its mesh. */
   enum status (*group_begin)(struct comm *comm);
@@ -61,6 +65,12 @@ enum status comm_check(int mpi_error, const char *call);
 /* Host memory, uncounted, size > 1; `type` is of `size` bytes. comm_mpi.c */
 enum status comm_mpi_all_reduce(struct comm *comm, void *data, int64_t n, size_t size, MPI_Datatype type,
                                 enum reduce_op op);
+enum status comm_mpi_reduce_scatter(struct comm *comm, float *data, int64_t n, float *own);
+enum status comm_mpi_exchange(struct comm *comm, const float *send, int64_t n_send, int to, float *recv, int64_t n_recv,
+                              int from);
+enum status comm_mpi_broadcast(struct comm *comm, void *data, size_t bytes, int root);
+/* Elements that one call of MPI takes at most, the same on all ranks; tests make it small. */
+extern int64_t comm_mpi_piece;
 
 /* mesh.c: MPI runs, so there may be more than one rank. */
 bool mesh_speaks_mpi(void);

@@ -256,6 +256,26 @@ static enum status all_gather(struct comm_link *link, const void *data, size_t b
   return after(link, "all-gather", ncclAllGather(data, gathered, bytes, ncclInt8, link->comm, link->state->stream));
 }
 
+static enum status reduce_scatter_f32(struct comm_link *link, float *data, int64_t n, float *own) {
+  TRY(before(link));
+  return after(link, "reduce-scatter",
+               ncclReduceScatter(data, own, (size_t)n, ncclFloat32, ncclSum, link->comm, link->state->stream));
+}
+
+/* Both halves are one group: each would wait for the other rank's other half. */
+static enum status exchange_f32(struct comm_link *link, const float *send, int64_t n_send, int to, float *recv,
+                                int64_t n_recv, int from) {
+  cudaStream_t stream = link->state->stream;
+  TRY(before(link));
+  ncclResult_t result = ncclGroupStart();
+  if (result != ncclSuccess) return after(link, "exchange", result);
+  if (to >= 0) result = ncclSend(send, (size_t)n_send, ncclFloat32, to, link->comm, stream);
+  if (from >= 0 && (result == ncclSuccess || result == ncclInProgress))
+    result = ncclRecv(recv, (size_t)n_recv, ncclFloat32, from, link->comm, stream);
+  const ncclResult_t ended = ncclGroupEnd(); /* also after a failure */
+  return after(link, "exchange", result == ncclSuccess || result == ncclInProgress ? ended : result);
+}
+
 static enum status copy(struct comm_backend_state *state, void *dst, const void *src, size_t bytes) {
   CUDA_TRY(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToDevice, state->compute));
   return STATUS_OK;
@@ -308,6 +328,8 @@ const struct comm_backend lorashard_nccl_backend = {
     .give_up = give_up,
     .all_reduce_f32 = all_reduce_f32,
     .all_gather = all_gather,
+    .reduce_scatter_f32 = reduce_scatter_f32,
+    .exchange_f32 = exchange_f32,
     .copy = copy,
     .group_begin = group_begin,
     .group_end = group_end,

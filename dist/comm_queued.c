@@ -41,6 +41,15 @@ static enum status all_gather(struct comm *comm, const void *data, size_t bytes,
   return comm->transport->backend->all_gather(comm->link, data, bytes, gathered);
 }
 
+static enum status reduce_scatter_f32(struct comm *comm, float *data, int64_t n, float *own) {
+  return comm->transport->backend->reduce_scatter_f32(comm->link, data, n, own);
+}
+
+static enum status exchange_f32(struct comm *comm, const float *send, int64_t n_send, int to, float *recv,
+                                int64_t n_recv, int from) {
+  return comm->transport->backend->exchange_f32(comm->link, send, n_send, to, recv, n_recv, from);
+}
+
 static enum status copy(struct comm *comm, void *dst, const void *src, size_t bytes) {
   return comm->transport->backend->copy(comm->transport->state, dst, src, bytes);
 }
@@ -63,6 +72,8 @@ const struct comm_ops comm_queued_ops = {
     .queued = true,
     .all_reduce_f32 = all_reduce_f32,
     .all_gather = all_gather,
+    .reduce_scatter_f32 = reduce_scatter_f32,
+    .exchange_f32 = exchange_f32,
     .copy = copy,
     .group_begin = group_begin,
     .group_end = group_end,

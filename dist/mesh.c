@@ -7,8 +7,13 @@
 
 #include "dist/comm_internal.h"
 #include "dist/watchdog.h"
+#include "dist/watchdog_internal.h"
+
+#define HOST 64
 
 static bool mpi_running;
+static char (*hosts)[HOST]; /* [n_hosts], by world rank */
+static int n_hosts;
 
 /* The world size that launchers put into the environment, or 0. */
 static int launcher_size(const char **variable) {
@@ -33,6 +38,18 @@ int mesh_launcher_rank(void) {
   return 0;
 }
 
+static enum status gather_hosts(int world) {
+  char own[HOST] = "";
+  gethostname(own, sizeof own - 1);
+  own[strcspn(own, ".")] = 0;
+  hosts = calloc((size_t)world, sizeof *hosts);
+  if (!hosts) return status_set(STATUS_SYSTEM, "out of memory for the names of %d ranks' hosts", world);
+  n_hosts = world;
+  return comm_check(MPI_Allgather(own, HOST, MPI_CHAR, hosts, HOST, MPI_CHAR, MPI_COMM_WORLD), "MPI_Allgather");
+}
+
+const char *mesh_host(int rank) { return rank >= 0 && rank < n_hosts ? hosts[rank] : ""; }
+
 enum status mesh_start(int *world_p, int *rank_p) {
   const char *variable = "";
   int expected = launcher_size(&variable);
@@ -45,7 +62,8 @@ enum status mesh_start(int *world_p, int *rank_p) {
    * our message sizes; the user's own setting wins. */
   setenv("OMPI_MCA_btl_vader_single_copy_mechanism", "none", 0);
   int provided = 0;
-  TRY(comm_check(MPI_Init_thread(NULL, NULL, MPI_THREAD_FUNNELED, &provided), "MPI_Init_thread"));
+  /* Collectives are called by one thread; the watchdog's asks other ranks where they are. */
+  TRY(comm_check(MPI_Init_thread(NULL, NULL, MPI_THREAD_MULTIPLE, &provided), "MPI_Init_thread"));
   mpi_running = true;
   MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
   MPI_Comm_size(MPI_COMM_WORLD, world_p);
@@ -55,6 +73,8 @@ enum status mesh_start(int *world_p, int *rank_p) {
                       "%s is %d but MPI sees a world of 1: start lorashard through mpirun or srun of the MPI it was "
                       "built with (or unset %s for a single rank)",
                       variable, expected, variable);
+  TRY(gather_hosts(*world_p));
+  watchdog_peers_open();
   return STATUS_OK;
 }
 
@@ -71,6 +91,7 @@ static enum status make_group(const char *name, int color, int rank, struct comm
   TRY(comm_check(MPI_Comm_split(MPI_COMM_WORLD, color, rank, &comm->mpi), "MPI_Comm_split"));
   MPI_Comm_size(comm->mpi, &comm->size);
   MPI_Comm_rank(comm->mpi, &comm->rank);
+  watchdog_set_group(name, color, comm->rank);
   return STATUS_OK;
 }
 
@@ -110,6 +131,19 @@ enum status mesh_device_sharers(const struct mesh *mesh, const char *identity, i
   return status;
 }
 
+static enum status check_sizes(int n_tp, int n_pp, int world) {
+  if (n_tp >= 1 && n_pp >= 1 && n_tp <= world && n_pp <= world && world % ((int64_t)n_tp * n_pp) == 0) return STATUS_OK;
+  if (n_pp <= 1)
+    return status_set(STATUS_USAGE,
+                      "parallel.tp %d does not divide the number of ranks, %d: start %d of them or a multiple "
+                      "(mpirun -n), or set another parallel.tp",
+                      n_tp, world, n_tp);
+  return status_set(STATUS_USAGE,
+                    "parallel.tp %d x parallel.pp %d does not divide the number of ranks, %d: start %lld of them or a "
+                    "multiple (mpirun -n), or set another parallel.tp or parallel.pp",
+                    n_tp, n_pp, world, (long long)n_tp * n_pp);
+}
+
 enum status mesh_create(int n_tp, int n_pp, struct mesh **mesh_p) {
   enum status status = STATUS_OK;
   struct mesh *mesh = calloc(1, sizeof *mesh);
@@ -119,14 +153,7 @@ enum status mesh_create(int n_tp, int n_pp, struct mesh **mesh_p) {
     MPI_Comm_size(MPI_COMM_WORLD, &mesh->world);
     MPI_Comm_rank(MPI_COMM_WORLD, &mesh->rank);
   }
-  if (n_tp < 1 || n_pp < 1 || mesh->world % (n_tp * n_pp) != 0) {
-    status = status_set(
-        STATUS_USAGE,
-        "parallel.tp %d does not divide the number of ranks, %d: start %d of them or a multiple (mpirun -n), "
-        "or set another parallel.tp",
-        n_tp, mesh->world, n_tp * n_pp);
-    goto out;
-  }
+  TRY_OUT(check_sizes(n_tp, n_pp, mesh->world));
   mesh->n_tp = n_tp;
   mesh->n_pp = n_pp;
   mesh->n_dp = mesh->world / (n_tp * n_pp);
@@ -190,11 +217,26 @@ enum status mesh_agree(enum status own, bool *speaker_p) {
   return all;
 }
 
+enum status mesh_gather(const void *own, size_t bytes, void *all) {
+  if (!mpi_running) {
+    memcpy(all, own, bytes);
+    return STATUS_OK;
+  }
+  return comm_check(MPI_Allgather(own, (int)bytes, MPI_BYTE, all, (int)bytes, MPI_BYTE, MPI_COMM_WORLD),
+                    "MPI_Allgather");
+}
+
 bool mesh_speaks_mpi(void) { return mpi_running; }
 
 void mesh_stop(void) {
-  if (mpi_running) MPI_Finalize();
+  if (mpi_running) {
+    watchdog_peers_close();
+    MPI_Finalize();
+  }
   mpi_running = false;
+  free(hosts);
+  hosts = NULL;
+  n_hosts = 0;
 }
 
 void mesh_abort(int exit_code) {

@@ -35,6 +35,10 @@ enum status mesh_start(int *world_p, int *rank_p);
  * command that runs on the first rank only and needs no MPI. */
 int mesh_launcher_rank(void);
 
+/* The host that a rank of the world runs on, by its own short name; "" without MPI.
+ * Valid until mesh_stop. */
+const char *mesh_host(int rank);
+
 /* Cut the world into groups; dp = world / (tp pp). STATUS_USAGE when it does not
  * divide. On success the mesh is the caller's, to be destroyed before the device
  * that it uses. */
@@ -73,6 +77,9 @@ void mesh_waited(void);
  * the failing status of the lowest failing rank on every rank, and *speaker_p
  * says whether this rank is that one and should print its message. */
 enum status mesh_agree(enum status own, bool *speaker_p);
+
+/* Collective: all[world][bytes] = every rank's `own`, in rank order. */
+enum status mesh_gather(const void *own, size_t bytes, void *all);
 
 /* End MPI in good order (all ranks), or end the whole job at once. */
 void mesh_stop(void);

@@ -7,11 +7,13 @@
 #include <sys/stat.h>
 #include <xxhash.h>
 
+#include "io/base_model_internal.h"
 #include "io/file_read.h"
 #include "io/gguf.h"
 #include "io/gguf_model.h"
 #include "io/hf_folder.h"
 #include "io/quant.h"
+#include "io/synthetic.h"
 
 #define PIECE_BYTES ((int64_t)1 << 20) /* raw bytes that base_model_read_f32 holds at a time */
 
@@ -50,9 +52,8 @@ static void matrix_shape(const struct tensor_info *info, int64_t *n_rows, int64_
   *n_cols = info->n_dims == 0 ? 1 : info->shape[info->n_dims - 1];
 }
 
-/* `aligned`: col and n_cols must be multiples of the block. */
-static enum status check_slice(const struct tensor_info *info, int64_t row, int64_t n_rows, int64_t col, int64_t n_cols,
-                               bool aligned) {
+enum status base_model_check_slice(const struct tensor_info *info, int64_t row, int64_t n_rows, int64_t col,
+                                   int64_t n_cols, bool aligned) {
   int64_t rows, cols, block = aligned ? dtype_block(info->dtype) : 1;
   matrix_shape(info, &rows, &cols);
   if (info->n_dims > 2)
@@ -80,7 +81,7 @@ static enum status read_range(struct tensor_source *source, const struct tensor_
 
 static enum status read_slice(struct tensor_source *source, const struct tensor_info *info, int64_t row, int64_t n_rows,
                               int64_t col, int64_t n_cols, void *dst, size_t dst_stride) {
-  TRY(check_slice(info, row, n_rows, col, n_cols, true));
+  TRY(base_model_check_slice(info, row, n_rows, col, n_cols, true));
   const struct base_model *model = source->state;
   int64_t heads = model->places[info->index].permuted_heads, head_dim = source->facts.head_dim;
   int64_t rows, cols;
@@ -185,8 +186,10 @@ static enum status open_gguf(struct tensor_source *source) {
 
 enum status base_model_open(const char *path, struct tensor_source **source_p) {
   struct stat stat_info;
+  if (synthetic_is_name(path)) return synthetic_open_base(path, source_p);
   if (stat(path, &stat_info) != 0)
-    return status_set(STATUS_USAGE, "%s: no such base model; name a Hugging Face folder or a .gguf file", path);
+    return status_set(STATUS_USAGE,
+                      "%s: no such base model; name a Hugging Face folder, a .gguf file or synthetic:MODEL", path);
   struct tensor_source *source = calloc(1, sizeof *source);
   enum status status = STATUS_OK;
   if (source) {
@@ -232,7 +235,7 @@ static enum status expand_rows(struct tensor_source *source, const struct tensor
 
 enum status base_model_read_f32(struct tensor_source *source, const struct tensor_info *info, int64_t row,
                                 int64_t n_rows, int64_t col, int64_t n_cols, float *dst, int64_t dst_stride) {
-  TRY(check_slice(info, row, n_rows, col, n_cols, false));
+  TRY(base_model_check_slice(info, row, n_rows, col, n_cols, false));
   if (n_rows == 0 || n_cols == 0) return STATUS_OK;
   if (info->dtype == DTYPE_F32)
     return source->read(source, info, row, n_rows, col, n_cols, dst, (size_t)dst_stride * sizeof *dst);
@@ -312,6 +315,8 @@ enum status base_model_fingerprint(struct tensor_source *source, char fingerprin
       n += snprintf(text + n, sizeof text - (size_t)n, " %" PRId64, info->shape[d]);
     XXH3_128bits_update(digest, text, (size_t)n + 1);
   }
+  /* The samples may all be norms and biases, which are the same in synthetic models of every seed. */
+  if (source->variant) XXH3_128bits_update(digest, &source->variant, sizeof source->variant);
   int64_t samples = source->n_tensors < SAMPLES ? source->n_tensors : SAMPLES;
   for (int64_t s = 0; s < samples; s++)
     TRY_OUT(digest_sample(digest, source, source->at(source, s * source->n_tensors / samples)));

@@ -8,7 +8,8 @@
 
 #define FINGERPRINT_SIZE 33 /* 32 hexadecimal digits and a zero */
 
-/* Open a Hugging Face folder (config.json + safetensors) or a .gguf file.
+/* Open a Hugging Face folder (config.json + safetensors), a .gguf file, or
+ * "synthetic:MODEL" (io/synthetic.h), which reads no file.
  * Every header is checked against its file's size; no weight is read. On
  * success *source_p is the caller's, to be closed with base_model_close.
  * Errors: STATUS_USAGE (no such path, unsupported kind named), STATUS_DATA. */

@@ -14,12 +14,13 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "io/dtype.h"
 #include "io/status.h"
 
 #define CHECKPOINT_NAME   64
 #define CHECKPOINT_FORMAT 1
 
-/* One named f32 matrix [rows, cols] and the part of it that someone holds. */
+/* One named matrix [rows, cols], f32 in memory, and the part of it that someone holds. */
 struct checkpoint_array {
   char group[CHECKPOINT_NAME];  /* "layers/12/q" */
   char name[CHECKPOINT_NAME];   /* "A", "B", "A.m", "A.v", "B.m", "B.v" */
@@ -114,8 +115,10 @@ enum status checkpoint_write_file(const char *path, const struct checkpoint_head
                                   const struct checkpoint_module *modules, int n_modules, const char *config_text,
                                   const struct checkpoint_array *arrays, int n_arrays);
 
-/* Copy a step directory (or file) into one self-contained file, module by
- * module. */
-enum status checkpoint_gather(const char *from, const char *to, bool with_optimizer);
+/* Copy a step directory (or file) into one self-contained file, array by array,
+ * one of them in memory at a time. Weights are stored as `dtype`: f32, or f16 or
+ * bf16 rounded to nearest even (a number beyond the type is STATUS_DATA); the
+ * optimizer's state is always f32. Readers take either and see f32. */
+enum status checkpoint_gather(const char *from, const char *to, bool with_optimizer, enum dtype dtype);
 
 #endif

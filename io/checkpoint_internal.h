@@ -87,6 +87,23 @@ hid_t hdf5_text_type(size_t size);
 /* Length of a fixed-length string as read: null- and space-padding left out. */
 size_t hdf5_text_length(hid_t type, const char *text, size_t size);
 
+/* --- hdf5_float.c: f32, f16 and bf16 matrices --- */
+
+/* The file type of a dtype of these three; the caller's, to be released. */
+hid_t hdf5_float_type(enum dtype dtype);
+
+/* Which of them a type is; false: none. */
+bool hdf5_float_dtype(hid_t type, enum dtype *dtype_p);
+
+/* bits[part_rows, part_cols] = array's data as f16 or bf16, rounded to nearest
+ * even. A finite number that becomes infinite is STATUS_DATA. */
+enum status hdf5_float_pack(enum dtype dtype, const char *path, const struct checkpoint_array *array, uint16_t *bits);
+
+/* Block [count] at `from` of a matrix of any of the types to `to`, whose rows are
+ * `stride` numbers apart. */
+enum status hdf5_float_read(hid_t dataset, const char *path, const hsize_t from[2], const hsize_t count[2], float *to,
+                            hsize_t stride);
+
 /* --- checkpoint_header.c: root and module attributes --- */
 
 enum status header_write(hid_t file, const char *path, const struct checkpoint_header *header);
@@ -107,9 +124,9 @@ enum status config_read_text(hid_t file, const char *path, int64_t file_size, ch
 enum status write_skeleton(hid_t file, const char *path, const struct checkpoint_header *header,
                            const struct checkpoint_module *modules, int n_modules);
 
-/* Create the dataset of array's part, with the attributes rows, cols, row and
- * col, and write its data. */
-enum status write_array(hid_t file, const char *path, const struct checkpoint_array *array);
+/* Create the dataset of array's part as f32, f16 or bf16, with the attributes
+ * rows, cols, row and col, and write its data. */
+enum status write_array(hid_t file, const char *path, const struct checkpoint_array *array, enum dtype dtype);
 
 /* Attributes that say which part of which whole a dataset holds. */
 enum status write_extent(hid_t dataset, const char *path, const struct checkpoint_array *array);
@@ -137,7 +154,7 @@ struct scan {
 };
 
 /* Walk the whole file. Every link must be a hard link to a group or dataset,
- * every dataset a chunked, contiguous or virtual f32 matrix whose size its
+ * every dataset a chunked, contiguous or virtual f32, f16 or bf16 matrix whose size its
  * attributes confirm and the file can hold. */
 /* Layout, filters and external storage of one dataset: refuses whatever this
  * program does not write, and chunks or sizes that the file cannot hold.

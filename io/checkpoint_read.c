@@ -269,24 +269,17 @@ static enum status read_piece(const struct checkpoint *checkpoint, const struct 
   if (top >= bottom || left >= right) return STATUS_OK;
 
   enum status status = STATUS_OK;
-  hid_t file = checkpoint->file, dataset = -1, space = -1, memory = -1;
+  hid_t file = checkpoint->file, dataset = -1;
   char name[2 * CHECKPOINT_NAME];
   const char *path = piece->source < 0 ? checkpoint->path : checkpoint->sources->list.files[piece->source];
   if (piece->source >= 0) TRY(open_source(checkpoint, piece->source, &file));
-  hsize_t from[2] = {(hsize_t)(top - piece->row), (hsize_t)(left - piece->col)};
-  hsize_t to[2] = {(hsize_t)(top - want->row), (hsize_t)(left - want->col)};
-  hsize_t count[2] = {(hsize_t)(bottom - top), (hsize_t)(right - left)};
-  hsize_t size[2] = {(hsize_t)want->part_rows, (hsize_t)want->part_cols};
+  const hsize_t from[2] = {(hsize_t)(top - piece->row), (hsize_t)(left - piece->col)};
+  const hsize_t count[2] = {(hsize_t)(bottom - top), (hsize_t)(right - left)};
+  float *to = want->data + (top - want->row) * want->part_cols + (left - want->col);
   snprintf(name, sizeof name, "%s/%s", want->group, want->name);
   H5_TRY_OUT(STATUS_DATA, path, dataset = H5Dopen2(file, name, H5P_DEFAULT));
-  H5_TRY_OUT(STATUS_DATA, path, space = H5Dget_space(dataset));
-  H5_TRY_OUT(STATUS_DATA, path, memory = H5Screate_simple(2, size, NULL));
-  H5_TRY_OUT(STATUS_DATA, path, H5Sselect_hyperslab(space, H5S_SELECT_SET, from, NULL, count, NULL));
-  H5_TRY_OUT(STATUS_DATA, path, H5Sselect_hyperslab(memory, H5S_SELECT_SET, to, NULL, count, NULL));
-  H5_TRY_OUT(STATUS_DATA, path, H5Dread(dataset, H5T_NATIVE_FLOAT, memory, space, H5P_DEFAULT, want->data));
+  status = hdf5_float_read(dataset, path, from, count, to, (hsize_t)want->part_cols);
 out:
-  hdf5_release(memory);
-  hdf5_release(space);
   hdf5_release(dataset);
   return status == STATUS_OK ? status : status_prefix(status, "%s", name);
 }

@@ -83,14 +83,16 @@ static enum status grow(void **items, int n, int *capacity, size_t size) {
   return STATUS_OK;
 }
 
-static enum status read_extent(hid_t dataset, const char *path, const char *where, struct checkpoint_array *array) {
+static enum status read_extent(hid_t dataset, const char *path, const char *where, struct checkpoint_array *array,
+                               enum dtype *dtype_p) {
   enum status status = STATUS_OK;
   hid_t space = -1, type = -1;
   hsize_t size[2], largest[2];
   H5_TRY_OUT(STATUS_DATA, path, space = H5Dget_space(dataset));
   H5_TRY_OUT(STATUS_DATA, path, type = H5Dget_type(dataset));
-  if (H5Tequal(type, H5T_IEEE_F32LE) <= 0) {
-    status = status_set(STATUS_DATA, "%s: %s: type is not 32-bit little-endian IEEE", path, where);
+  if (!hdf5_float_dtype(type, dtype_p)) {
+    status = status_set(STATUS_DATA, "%s: %s: type is neither little-endian IEEE of 32 or 16 bits nor bfloat16", path,
+                        where);
     goto out;
   }
   if (H5Sis_simple(space) <= 0 || H5Sget_simple_extent_ndims(space) != 2 ||
@@ -139,10 +141,11 @@ static enum status add_array(struct walk *walk, hid_t group, const char *name, h
   struct checkpoint_array array = {.data = NULL};
   snprintf(array.group, sizeof array.group, "%s", walk->group);
   snprintf(array.name, sizeof array.name, "%s", name);
-  TRY(read_extent(dataset, walk->path, where, &array));
+  enum dtype dtype;
+  TRY(read_extent(dataset, walk->path, where, &array, &dtype));
   bool is_virtual;
   TRY(dataset_check_storage(dataset, walk->path, where, walk->file_size, &is_virtual));
-  int64_t bytes = array.part_rows * array.part_cols * (int64_t)sizeof(float);
+  int64_t bytes = array.part_rows * array.part_cols * (int64_t)dtype_bytes(dtype, 1);
   if (!is_virtual) {
     scan->stored_bytes += bytes;
     if (H5Dget_storage_size(dataset) < (hsize_t)bytes || scan->stored_bytes > walk->file_size)

@@ -92,7 +92,7 @@ static void choose_chunk(int64_t rows, int64_t cols, hsize_t chunk[2]) {
   chunk[1] = (hsize_t)width;
 }
 
-static enum status array_lists(const char *path, const struct checkpoint_array *array, hid_t *creation_p,
+static enum status array_lists(const char *path, const struct checkpoint_array *array, hid_t type, hid_t *creation_p,
                                hid_t *access_p) {
   enum status status = STATUS_OK;
   hsize_t chunk[2];
@@ -103,7 +103,7 @@ static enum status array_lists(const char *path, const struct checkpoint_array *
   H5_TRY_OUT(STATUS_SYSTEM, path, H5Pset_chunk(creation, 2, chunk));
   H5_TRY_OUT(STATUS_SYSTEM, path, H5Pset_fletcher32(creation));
   /* The padding of the last chunks is part of the file's bytes. */
-  H5_TRY_OUT(STATUS_SYSTEM, path, H5Pset_fill_value(creation, H5T_NATIVE_FLOAT, &zero));
+  H5_TRY_OUT(STATUS_SYSTEM, path, H5Pset_fill_value(creation, type, &zero));
   H5_TRY_OUT(STATUS_SYSTEM, path, access = H5Pcreate(H5P_DATASET_ACCESS));
   /* No chunk cache: a write error shows at H5Dwrite, not at some later close. */
   H5_TRY_OUT(STATUS_SYSTEM, path, H5Pset_chunk_cache(access, 1, 0, 1.0));
@@ -116,26 +116,45 @@ out:
   return status;
 }
 
-enum status write_array(hid_t file, const char *path, const struct checkpoint_array *array) {
+/* The data as it goes to the file: array's own, or packed into *bits_p (free it). */
+static enum status pack(const char *path, const struct checkpoint_array *array, enum dtype dtype, uint16_t **bits_p) {
+  if (dtype == DTYPE_F32) return STATUS_OK;
+  uint16_t *bits = malloc((size_t)array->part_rows * (size_t)array->part_cols * sizeof *bits);
+  if (!bits) return status_set(STATUS_SYSTEM, "%s: out of memory for %s/%s", path, array->group, array->name);
+  enum status status = hdf5_float_pack(dtype, path, array, bits);
+  if (status == STATUS_OK)
+    *bits_p = bits;
+  else
+    free(bits);
+  return status;
+}
+
+enum status write_array(hid_t file, const char *path, const struct checkpoint_array *array, enum dtype dtype) {
   enum status status = STATUS_OK;
   char name[2 * CHECKPOINT_NAME];
   hsize_t size[2] = {(hsize_t)array->part_rows, (hsize_t)array->part_cols};
-  hid_t creation = -1, access = -1, space = -1, dataset = -1;
+  hid_t type = -1, creation = -1, access = -1, space = -1, dataset = -1;
+  uint16_t *bits = NULL;
   snprintf(name, sizeof name, "%s/%s", array->group, array->name);
-  TRY_OUT(array_lists(path, array, &creation, &access));
+  TRY_OUT(pack(path, array, dtype, &bits));
+  H5_TRY_OUT(STATUS_SYSTEM, path, type = hdf5_float_type(dtype));
+  TRY_OUT(array_lists(path, array, type, &creation, &access));
   H5_TRY_OUT(STATUS_SYSTEM, path, space = H5Screate_simple(2, size, NULL));
-  H5_TRY_OUT(STATUS_SYSTEM, path,
-             dataset = H5Dcreate2(file, name, H5T_IEEE_F32LE, space, H5P_DEFAULT, creation, access));
+  H5_TRY_OUT(STATUS_SYSTEM, path, dataset = H5Dcreate2(file, name, type, space, H5P_DEFAULT, creation, access));
   TRY_OUT(write_extent(dataset, path, array));
-  H5_TRY_OUT(STATUS_SYSTEM, path, H5Dwrite(dataset, H5T_NATIVE_FLOAT, H5S_ALL, H5S_ALL, H5P_DEFAULT, array->data));
+  H5_TRY_OUT(STATUS_SYSTEM, path,
+             H5Dwrite(dataset, bits ? type : H5T_NATIVE_FLOAT, H5S_ALL, H5S_ALL, H5P_DEFAULT,
+                      bits ? (const void *)bits : array->data));
   hid_t written = dataset;
   dataset = -1;
   H5_TRY_OUT(STATUS_SYSTEM, path, H5Dclose(written));
 out:
+  free(bits);
   hdf5_release(dataset);
   hdf5_release(space);
   hdf5_release(access);
   hdf5_release(creation);
+  hdf5_release(type);
   return status;
 }
 
@@ -189,7 +208,7 @@ static enum status write_contents(const struct hdf5_output *output, const struct
   TRY(write_skeleton(output->file, output->temporary, header, modules, n_modules));
   if (config_text) TRY(config_write(output->file, output->temporary, config_text));
   for (int i = 0; i < n; i++) {
-    TRY(write_array(output->file, output->temporary, order[i]));
+    TRY(write_array(output->file, output->temporary, order[i], DTYPE_F32));
     TRY(hdf5_check(output));
   }
   return STATUS_OK;

@@ -19,7 +19,8 @@
 enum lora_init { LORA_INIT_KAIMING, LORA_INIT_GAUSSIAN };
 enum schedule_kind { SCHEDULE_LINEAR, SCHEDULE_COSINE, SCHEDULE_CONSTANT };
 enum compute_kind { COMPUTE_F32, COMPUTE_BF16 };
-enum base_dtype { BASE_KEEP, BASE_F32, BASE_BF16, BASE_FP8 };
+enum base_dtype { BASE_KEEP, BASE_F32, BASE_BF16, BASE_FP8, BASE_INT8, BASE_NF4 };
+enum recompute_kind { RECOMPUTE_KIND_NONE, RECOMPUTE_KIND_SELECTIVE, RECOMPUTE_KIND_FULL };
 enum collectives_kind { COLLECTIVES_AUTO, COLLECTIVES_NCCL, COLLECTIVES_MPI };
 
 struct string_list {
@@ -76,12 +77,13 @@ struct config {
     uint64_t seed;
     enum compute_kind compute;
     enum base_dtype base_dtype;
+    enum recompute_kind recompute;
     bool skip_nan;     /* skip a step whose gradient is not finite instead of stopping */
     bool tf32, graphs; /* cuda only */
   } train;
   struct {
-    int64_t tp;
-    int64_t pp; /* 1 in this version */
+    int64_t tp, pp;
+    bool sequence; /* tokens are split over tp outside the linears */
   } parallel;
   struct {
     int64_t every, keep_last; /* every 0: only at the end; keep_last 0: keep all */

@@ -2,8 +2,13 @@
  * dtype.h: the number formats that base weights are stored in.
  *
  * Quantised formats are blocks along a tensor's last axis; layouts are GGML's,
- * but for f8, which no file has: a block of 32 weights is an f32 scale and 32
- * OCP e4m3 numbers (no infinity, largest 448), value = scale * number.
+ * but for three that no file has:
+ *
+ * f8: a block of 32 weights is an f32 scale and 32 OCP e4m3 numbers (no infinity,
+ * largest 448), value = scale * number.
+ *
+ * int8, nf4: the numbers alone. Scales lie in planes of their own (struct weight
+ * of model/ops.h) and belong to a place in the whole matrix: io/quant.h.
  */
 #ifndef LORASHARD_IO_DTYPE_H
 #define LORASHARD_IO_DTYPE_H
@@ -27,6 +32,8 @@ enum dtype {
   DTYPE_Q4_K,
   DTYPE_Q6_K,
   DTYPE_F8,
+  DTYPE_INT8,
+  DTYPE_NF4,
   DTYPE_COUNT,
 };
 
@@ -40,8 +47,11 @@ size_t dtype_block_bytes(enum dtype dtype);
 /* Bytes of n weights; n must be a multiple of dtype_block. */
 size_t dtype_bytes(enum dtype dtype, int64_t n);
 
-/* True for formats of more than one weight a block. */
+/* True for all but plain floating-point numbers. */
 static inline int dtype_quantised(enum dtype dtype) { return dtype >= DTYPE_Q4_0; }
+
+/* True where the scales are in planes of their own. */
+static inline int dtype_in_planes(enum dtype dtype) { return dtype >= DTYPE_INT8; }
 
 #ifdef __cplusplus
 }

@@ -103,6 +103,123 @@ void quant_pack_f8(const float *src, int64_t n, void *dst) {
   for (int64_t i = 0; i < n / 32; i++, block += 36) pack_f8(src + 32 * i, block);
 }
 
+float quant_largest(const float *src, int64_t n) {
+  int32_t most = 0; /* of the bits: they order like numbers, and what is not finite is above the others */
+  for (int64_t i = 0; i < n; i++) {
+    int32_t magnitude = (int32_t)(bits_of(src[i]) & 0x7fffffff);
+    most = magnitude > most ? magnitude : most;
+  }
+  float largest;
+  memcpy(&largest, &most, sizeof largest);
+  return most < 0x7f800000 ? largest : INFINITY;
+}
+
+float quant_int8_scale(float largest) { return largest / 127.0f; }
+
+void quant_pack_int8(const float *src, int64_t n, float scale, int8_t *numbers) {
+  float divisor = scale > 0 && scale < INFINITY ? scale : INFINITY; /* every number 0 */
+  for (int64_t i = 0; i < n; i++) {
+    float number = src[i] / divisor;
+    number = number > -127.0f ? number : -127.0f; /* a scale of few bits is too small; a NaN is a number here */
+    number = number < 127.0f ? number : 127.0f;
+    float shifted = number + 0x1.8p23f; /* f32's steps there are 1: it rounds, to even in the middle */
+    numbers[i] = (int8_t)(bits_of(shifted) & 0xff);
+  }
+}
+
+void quant_expand_int8(const int8_t *numbers, int64_t n, float scale, float *dst) {
+  for (int64_t i = 0; i < n; i++) dst[i] = scale * (float)numbers[i];
+}
+
+const float quant_nf4_values[16] = {QUANT_NF4_VALUES};
+const float quant_nf4_steps[129] = {QUANT_NF4_STEPS};
+
+/* Between the values, as bitsandbytes' kernels have them: the middles, rounded. */
+static const float nf4_thresholds[15] = {
+    -0.8480964004993439f,  -0.6106329262256622f,   -0.4599952697753906f, -0.33967943489551544f, -0.23460740596055984f,
+    -0.13791173323988914f, -0.045525018125772476f, 0.03979014977812767f, 0.1202552504837513f,   0.2035212516784668f,
+    0.2920137718319893f,   0.3893125355243683f,    0.5016634166240692f,  0.6427869200706482f,   0.8614784181118011f};
+
+float quant_nf4_block(const float *src, uint8_t *numbers) {
+  float largest = quant_largest(src, QUANT_NF4_BLOCK);
+  float factor = largest > 0 ? 1.0f / largest : 0; /* zeros become the 0 among the values */
+  int32_t number[QUANT_NF4_BLOCK];
+  for (int i = 0; i < QUANT_NF4_BLOCK; i++) {
+    float value = src[i] * factor;
+    number[i] = 0;
+    for (int t = 0; t < 15; t++) number[i] += value > nf4_thresholds[t];
+  }
+  for (int i = 0; i < QUANT_NF4_BLOCK; i++) numbers[i] = (uint8_t)number[i];
+  return largest;
+}
+
+static float nf4_map(int code) { return code < 127 ? -quant_nf4_steps[127 - code] : quant_nf4_steps[code - 127]; }
+
+/* The code nearest to value, the lower one in the middle. */
+static uint8_t nf4_code(float value) {
+  int low = 0, high = 255; /* map[low] < value <= map[high], but at the ends */
+  while (high - low > 1) {
+    int middle = (low + high) / 2;
+    if (nf4_map(middle) < value)
+      low = middle;
+    else
+      high = middle;
+  }
+  return (uint8_t)(value - nf4_map(low) <= nf4_map(high) - value ? low : high);
+}
+
+float quant_nf4_scale(uint8_t code, const float *tile) { return fmaf(nf4_map(code), tile[0], tile[1]); }
+
+/* The scales of a tile, in the order of its rows, to codes `stride` apart. */
+static void pack_scales(const float *scales, int n, uint8_t *codes, int64_t stride, float *tile) {
+  double sum = 0;
+  for (int i = 0; i < n; i++) sum += (double)scales[i];
+  float offset = (float)(sum / n), centred[QUANT_NF4_TILE];
+  for (int i = 0; i < n; i++) centred[i] = scales[i] - offset;
+  float largest = quant_largest(centred, n), factor = largest > 0 ? 1.0f / largest : 0;
+  for (int i = 0; i < n; i++) codes[i * stride] = nf4_code(centred[i] * factor);
+  tile[0] = largest;
+  tile[1] = offset;
+}
+
+/* Two numbers a byte: of 32 weights the first 16 in the low halves. */
+static void pack_numbers(const uint8_t *numbers, uint8_t *dst) {
+  for (int half = 0; half < QUANT_NF4_BLOCK / 32; half++)
+    for (int i = 0; i < 16; i++)
+      dst[16 * half + i] = (uint8_t)(numbers[32 * half + i] | numbers[32 * half + 16 + i] << 4);
+}
+
+void quant_pack_nf4(const float *src, int64_t rows, int64_t columns, const struct quant_nf4 *planes) {
+  int64_t blocks = columns / QUANT_NF4_BLOCK;
+  for (int64_t first = 0; first < rows; first += QUANT_NF4_TILE) {
+    int n = rows - first < QUANT_NF4_TILE ? (int)(rows - first) : QUANT_NF4_TILE;
+    for (int64_t b = 0; b < blocks; b++) {
+      float scales[QUANT_NF4_TILE];
+      for (int r = 0; r < n; r++) {
+        uint8_t numbers[QUANT_NF4_BLOCK];
+        scales[r] = quant_nf4_block(src + (first + r) * columns + b * QUANT_NF4_BLOCK, numbers);
+        pack_numbers(numbers, planes->numbers + ((first + r) * blocks + b) * (QUANT_NF4_BLOCK / 2));
+      }
+      pack_scales(scales, n, planes->codes + first * blocks + b, blocks,
+                  planes->tiles + 2 * (first / QUANT_NF4_TILE * blocks + b));
+    }
+  }
+}
+
+void quant_expand_nf4(const struct quant_nf4 *planes, int64_t columns, int64_t row, int64_t column, int64_t n,
+                      float *dst) {
+  int64_t blocks = columns / QUANT_NF4_BLOCK, first = column / QUANT_NF4_BLOCK;
+  for (int64_t b = first; b < first + n / QUANT_NF4_BLOCK; b++) {
+    const uint8_t *numbers = planes->numbers + (row * blocks + b) * (QUANT_NF4_BLOCK / 2);
+    float scale =
+        quant_nf4_scale(planes->codes[row * blocks + b], planes->tiles + 2 * (row / QUANT_NF4_TILE * blocks + b));
+    for (int i = 0; i < QUANT_NF4_BLOCK; i++, dst++) {
+      uint8_t pair = numbers[i / 32 * 16 + i % 16];
+      *dst = quant_nf4_values[i % 32 < 16 ? pair & 15 : pair >> 4] * scale;
+    }
+  }
+}
+
 static float half_at(const uint8_t *p) { return f16_to_f32((uint16_t)(p[0] | p[1] << 8)); }
 
 /* Nibble j of the 32-weight formats: low halves hold weights 0..15, high halves 16..31. */

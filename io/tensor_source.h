@@ -31,6 +31,7 @@ struct tensor_source {
   void *state;      /* the implementation's */
   const char *path; /* as the user gave it */
   struct model_facts facts;
+  uint64_t variant;    /* tells sources of equal facts and shapes apart: the seed of synthetic weights, else 0 */
   uint64_t bytes_read; /* weight bytes that reads asked for so far; headers not counted */
 
   /* Number of tensors and the i-th, in name order. */

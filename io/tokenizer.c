@@ -12,6 +12,7 @@
 #include <xxhash.h>
 
 #include "io/file_read.h"
+#include "io/synthetic.h"
 #include "io/tokenizer_internal.h"
 
 /* The largest known tokenizer.json has 34 MB. */
@@ -112,6 +113,7 @@ static enum status open_folder(const char *folder, struct tokenizer **tokenizer_
 enum status tokenizer_open(const char *path, struct tokenizer **tokenizer_p) {
   struct stat info;
   *tokenizer_p = NULL;
+  if (synthetic_is_name(path)) return STATUS_OK; /* a base without files has none */
   if (stat(path, &info) != 0) return status_set(STATUS_USAGE, "%s: no such file or folder", path);
   if (S_ISDIR(info.st_mode)) return open_folder(path, tokenizer_p);
   size_t n = strlen(path);

@@ -1,21 +1,41 @@
 /*
- * adapter_plan.h: from settings or from an adapter file to the adapters of this
- * rank, attached to the model.
+ * adapter_plan.h: from settings or from an adapter file to the adapters of the
+ * model, this rank's part of them, and these attached to its linears.
  */
 #ifndef LORASHARD_LAUNCH_ADAPTER_PLAN_H
 #define LORASHARD_LAUNCH_ADAPTER_PLAN_H
 
+#include "io/peft.h"
 #include "launch/job.h"
 
-/* Make job->adapters as options say and give them their values; needs job->shard
- * but no model. STATUS_USAGE: a target that the model lacks, an adapter for
- * another base. */
-enum status adapter_plan_make(struct job *job, const struct job_options *options);
+/* The adapters that lora.* asks for on a model, in order of layer and module, whole
+ * sizes only: *specs_p malloc'ed, the caller's. STATUS_USAGE: a target that the model
+ * lacks, or no adapter at all. */
+enum status adapter_plan_fresh(const struct model_facts *facts, const struct config *config,
+                               struct adapter_spec **specs_p, int *n_p);
+
+/* The lowest layer with an adapter; L if none. */
+int adapter_plan_first_layer(const struct model_facts *facts, const struct adapter_spec *specs, int n);
+
+/* Fill in which part of an adapter a rank with this shard holds. */
+void adapter_plan_place(const struct model_facts *facts, const struct shard *shard, struct adapter_spec *spec);
+
+/* job->planned and first_adapted, for the whole model, as options say; with an
+ * adapter file its values in *set, to be freed with adapter_set_free also after a
+ * failure. STATUS_USAGE: as above, or an adapter for another base. */
+enum status adapter_plan_choose(struct job *job, const struct job_options *options, struct adapter_set *set);
+
+/* Make job->adapters, those of job->shard's layers, and give them the set's values or,
+ * if it is empty, initial ones. Needs no model. */
+enum status adapter_plan_make(struct job *job, const struct adapter_set *set);
 
 /* Put them on job->model's linears. */
 void adapter_plan_attach(struct job *job);
 
-/* What a checkpoint records of each adapter: malloc'ed, the caller's. */
-enum status adapter_plan_modules(const struct job *job, struct checkpoint_module **modules_p);
+/* Parameters of all adapters of the model. */
+int64_t adapter_plan_parameters(const struct job *job);
+
+/* What a checkpoint records of each adapter of the model: malloc'ed, the caller's. */
+enum status adapter_plan_modules(const struct job *job, struct checkpoint_module **modules_p, int *n_p);
 
 #endif

@@ -12,13 +12,35 @@ int64_t batcher_rows_at_once(int64_t micro_batch, int64_t seq_len, int n_tp, boo
   return host_memory && n_tp == 1 && rows < micro_batch ? rows : micro_batch;
 }
 
-enum status batcher_create(const struct dataset *data, int64_t seq_len, int64_t micro_batch, bool shuffle,
+int64_t batcher_unit(int n_tp, bool sequence) {
+  int64_t unit = BATCH_TOKEN_UNIT;
+  while (sequence && unit % n_tp != 0) unit += BATCH_TOKEN_UNIT; /* least common multiple */
+  return unit;
+}
+
+static int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+
+int64_t batcher_max_tokens(int64_t seq_len, int64_t micro_batch, int64_t unit) {
+  return round_up(seq_len * micro_batch, unit);
+}
+
+int64_t batcher_most_micro_batches(int64_t n, int n_dp, int64_t micro_batch) {
+  int64_t rows = (n + n_dp - 1) / n_dp;
+  return (rows + micro_batch - 1) / micro_batch;
+}
+
+enum status batcher_create(const struct dataset *data, int64_t seq_len, int64_t micro_batch, int64_t unit, bool shuffle,
                            uint64_t seed, struct batcher *batcher) {
   int64_t rows = dataset_rows(data);
   if (micro_batch > rows && !shuffle) micro_batch = rows;
-  int64_t M = (seq_len * micro_batch + BATCH_TOKEN_UNIT - 1) / BATCH_TOKEN_UNIT * BATCH_TOKEN_UNIT;
-  *batcher = (struct batcher){
-      .data = data, .seq_len = seq_len, .micro_batch = micro_batch, .shuffle = shuffle, .seed = seed, .max_tokens = M};
+  int64_t M = batcher_max_tokens(seq_len, micro_batch, unit);
+  *batcher = (struct batcher){.data = data,
+                              .seq_len = seq_len,
+                              .micro_batch = micro_batch,
+                              .shuffle = shuffle,
+                              .seed = seed,
+                              .unit = unit,
+                              .max_tokens = M};
   size_t n = (size_t)M;
   batcher->ids = calloc(n, sizeof(int32_t));
   batcher->labels = calloc(n, sizeof(int32_t));
@@ -81,7 +103,7 @@ void batcher_fill(struct batcher *b, int64_t sample, int64_t n, int64_t slot, st
   int64_t M = 0;
   int n_segments = 0;
   for (int64_t i = 0; i < n; i++) M += append_row(b, row_of(b, sample + i), slot + i, M, &n_segments);
-  int64_t padded = (M + BATCH_TOKEN_UNIT - 1) / BATCH_TOKEN_UNIT * BATCH_TOKEN_UNIT;
+  int64_t padded = round_up(M, b->unit);
   for (int64_t t = M; t < padded; t++) {
     b->ids[t] = b->positions[t] = 0;
     b->labels[t] = -1;

@@ -17,6 +17,7 @@ struct batcher {
   int64_t seq_len, micro_batch;
   bool shuffle;
   uint64_t seed;
+  int64_t unit;       /* tokens of a micro-batch are rounded up to a multiple of it */
   int64_t max_tokens; /* of a micro-batch */
   /* buffers of one micro-batch */
   int32_t *ids, *labels, *positions; /* [max_tokens] */
@@ -25,8 +26,16 @@ struct batcher {
   int32_t *doc_starts;               /* [seq_len] */
 };
 
-/* Tokens are rounded up to this many, so that products meet few shapes. */
+/* Tokens are rounded up to a multiple of this, so that products meet few shapes, */
 #define BATCH_TOKEN_UNIT 64
+/* and with sequence parallelism of tp, too. */
+int64_t batcher_unit(int n_tp, bool sequence);
+
+/* Most tokens of a micro-batch of so many rows. */
+int64_t batcher_max_tokens(int64_t seq_len, int64_t micro_batch, int64_t unit);
+
+/* Micro-batches that a rank makes of its part of a global batch of n rows, at most. */
+int64_t batcher_most_micro_batches(int64_t n, int n_dp, int64_t micro_batch);
 
 /* Rows that go through the model at once: micro_batch, but on the CPU without
  * tensor parallelism no more than about 1024 tokens. Products run at full rate
@@ -34,7 +43,7 @@ struct batcher {
  * memory: micro-batches of any size cost that of 1024 tokens. A GPU wants more. */
 int64_t batcher_rows_at_once(int64_t micro_batch, int64_t seq_len, int n_tp, bool host_memory);
 
-enum status batcher_create(const struct dataset *data, int64_t seq_len, int64_t micro_batch, bool shuffle,
+enum status batcher_create(const struct dataset *data, int64_t seq_len, int64_t micro_batch, int64_t unit, bool shuffle,
                            uint64_t seed, struct batcher *batcher);
 void batcher_destroy(struct batcher *batcher);
 

@@ -45,6 +45,6 @@ enum status cli_double(const char *option, const char *text, double low, double 
 /* A subcommand: returns a status; main prints the error and picks the exit code. */
 typedef enum status cli_command_func_t(int argc, char **argv);
 cli_command_func_t cmd_train, cmd_eval, cmd_score, cmd_generate, cmd_gather, cmd_export, cmd_merge, cmd_inspect,
-    cmd_tokenize, cmd_doctor;
+    cmd_tokenize, cmd_plan, cmd_doctor, cmd_probe;
 
 #endif

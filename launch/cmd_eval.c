@@ -60,8 +60,8 @@ static enum status evaluate(const struct arguments *a, struct job *job, struct d
   TRY(evaluate_open_data(job, &files, NULL, data));
   int64_t at_once =
       batcher_rows_at_once(config->train.micro_batch, config->data.seq_len, job->mesh->n_tp, job->device->host_memory);
-  TRY(ranks_agree(batcher_create(*data, config->data.seq_len, at_once, false, 0, batcher)));
-  TRY(ranks_agree(model_prepare(job->model, batcher->max_tokens, false)));
+  TRY(ranks_agree(batcher_create(*data, config->data.seq_len, at_once, BATCH_TOKEN_UNIT, false, 0, batcher)));
+  TRY(ranks_agree(job_prepare_model(job, batcher->max_tokens, false, 1)));
   ranks_must(evaluate_run(job, batcher, NULL, &result));
   if (!isfinite(result.loss))
     return ranks_agree(status_set(STATUS_DATA, "the loss is not finite: weights of %s%s%s are damaged",

@@ -1,6 +1,7 @@
 /* lorashard gather: one self-contained adapter file from a checkpoint. */
 #include <inttypes.h>
 #include <stdio.h>
+#include <string.h>
 #include <sys/stat.h>
 
 #include "io/checkpoint.h"
@@ -8,23 +9,39 @@
 #include "launch/cli.h"
 
 static const struct cli_help help = {
-    .usage = "gather STEP_DIR -o FILE.h5 [--with-optimizer] [--overwrite]",
+    .usage = "gather STEP_DIR -o FILE.h5 [--dtype f32|f16|bf16] [--with-optimizer] [--overwrite]",
     .summary = "Make one self-contained adapter file from a checkpoint's shards.",
     .details =
         "STEP_DIR is a step directory (run/step-000100) or a run's output directory, which stands for its "
-        "newest whole step. The file holds the weights; --with-optimizer adds the AdamW moments. Memory use "
-        "is that of the largest single matrix.\n\n"
+        "newest whole step. The file holds the weights; --with-optimizer adds the AdamW moments, which stay f32. "
+        "Every command takes a file of any --dtype. Memory use is that of the largest single matrix.\n\n"
         "Example: lorashard gather run -o adapter.h5",
 };
 
 struct arguments {
-  const char *from, *output;
+  const char *from, *output, *dtype_name;
+  enum dtype dtype;
   bool with_optimizer, overwrite, done;
 };
+
+static enum status parse_dtype(const char *name, enum dtype *dtype) {
+  *dtype = DTYPE_F32;
+  if (!name) return STATUS_OK;
+  for (int candidate = DTYPE_F32; candidate <= DTYPE_BF16; candidate++)
+    if (strcmp(name, dtype_name((enum dtype)candidate)) == 0) {
+      *dtype = (enum dtype)candidate;
+      return STATUS_OK;
+    }
+  return status_set(STATUS_USAGE, "--dtype is '%.40s'; it must be f32, f16 or bf16", name);
+}
 
 static enum status parse(int argc, char **argv, struct arguments *a) {
   const struct cli_option options[] = {
       {.name = "output,o", .arg = "FILE.h5", .doc = "file to write", .value = &a->output},
+      {.name = "dtype",
+       .arg = "TYPE",
+       .doc = "numbers of the weights: f32 (default), f16, bf16",
+       .value = &a->dtype_name},
       {.name = "with-optimizer", .doc = "include the optimizer's state", .flag = &a->with_optimizer},
       {.name = "overwrite", .doc = "replace FILE.h5 if it exists", .flag = &a->overwrite},
       {NULL},
@@ -33,6 +50,7 @@ static enum status parse(int argc, char **argv, struct arguments *a) {
   TRY(cli_parse(&help, options, argc, argv, &a->from, 1, 1, &n, &a->done));
   if (a->done) return STATUS_OK;
   if (!a->output) return status_set(STATUS_USAGE, "gather needs -o FILE.h5; see lorashard gather --help");
+  TRY(parse_dtype(a->dtype_name, &a->dtype));
   struct stat info;
   if (stat(a->output, &info) != 0) return STATUS_OK;
   if (!S_ISREG(info.st_mode)) return status_set(STATUS_USAGE, "%s: exists and is not a file", a->output);
@@ -62,6 +80,6 @@ enum status cmd_gather(int argc, char **argv) {
   TRY(parse(argc, argv, &a));
   if (a.done) return STATUS_OK;
   TRY(checkpoint_resolve(a.from, step, sizeof step));
-  TRY(checkpoint_gather(step, a.output, a.with_optimizer));
+  TRY(checkpoint_gather(step, a.output, a.with_optimizer, a.dtype));
   return print_result(a.output);
 }

@@ -117,7 +117,7 @@ static enum status generate(const struct arguments *a, const struct request *req
     return ranks_agree(status_set(STATUS_USAGE,
                                   "the prompt of %" PRId64 " tokens leaves no room in the %" PRId64 " positions of %s",
                                   n_prompt, job->model->n_positions, job->source->path));
-  enum status status = model_prepare(job->model, n_prompt, false);
+  enum status status = job_prepare_model(job, n_prompt, false, 1);
   if (status == STATUS_OK) status = kv_cache_create(job->model, n_prompt + max_tokens, &cache);
   if (status == STATUS_OK && !(logits = malloc((size_t)V * sizeof *logits)))
     status = status_set(STATUS_SYSTEM, "out of memory for logits");

@@ -82,7 +82,7 @@ static void print(const struct token_list *list, const float *nll) {
 static enum status score(struct job *job, const struct token_list *list) {
   int64_t n = list->n - 1;
   TRY(ranks_agree(check_ids(list, job->source->facts.n_vocab)));
-  TRY(ranks_agree(model_prepare(job->model, n, false)));
+  TRY(ranks_agree(job_prepare_model(job, n, false, 1)));
   int32_t *positions = malloc((size_t)n * sizeof *positions);
   float *nll = calloc((size_t)n, sizeof *nll);
   enum status status =

@@ -4,10 +4,11 @@
 #include "launch/cli.h"
 #include "launch/evaluate.h"
 #include "launch/ranks.h"
+#include "launch/stop_signal.h"
 #include "launch/train_loop.h"
 
 static const struct cli_help help = {
-    .usage = "train CONFIG.yaml [--set KEY=VALUE ...] [--resume | --overwrite]",
+    .usage = "train CONFIG.yaml [--set KEY=VALUE ...] [--resume | --resume-from PATH] [--overwrite]",
     .summary = "Fine-tune LoRA adapters over a frozen base model cut over MPI ranks.",
     .details =
         "Start it alone, or with mpirun for several ranks: parallel.tp of them share one copy of the base, the others "
@@ -17,9 +18,10 @@ static const struct cli_help help = {
         "  mpirun -n 2 lorashard train my.yaml --set parallel.tp=2\n"
         "  mpirun -n 4 -hostfile hosts lorashard train my.yaml --set parallel.tp=2 --set 'lora.targets=[q, v]'\n\n"
         "Everything is written below `output`: checkpoints step-000100/ (always one at the last step), `latest`, "
-        "metrics.jsonl (one JSON object a step), config.yaml (the resolved settings), cache/ (token ids). SIGTERM, "
-        "SIGUSR1 or "
-        "Ctrl-C: the step is finished, a checkpoint written, exit code 0. lorashard help-config lists every key.",
+        "metrics.jsonl (one JSON object a step), config.yaml (the resolved settings), status.json (whether the run is "
+        "running, finished, stopped or failed), cache/ (token ids). A first SIGTERM, SIGUSR1 or Ctrl-C: the step is "
+        "finished, a checkpoint written, exit code 0. A second one, a second or more later: the end, at once. "
+        "lorashard help-config lists every key.",
 };
 
 struct arguments {
@@ -38,6 +40,11 @@ static enum status parse(int argc, char **argv, struct arguments *a) {
       {.name = "resume",
        .doc = "go on from the newest whole checkpoint in the output directory",
        .flag = &a->train.resume},
+      {.name = "resume-from",
+       .arg = "PATH",
+       .doc = "begin from a checkpoint of another run, with its optimizer and place in the data: a step directory, an "
+              "output directory or a file of `gather --with-optimizer`, of any layout",
+       .value = &a->train.resume_from},
       {.name = "overwrite", .doc = "replace the run that the output directory holds", .flag = &a->train.overwrite},
       {.name = "any-base", .doc = "accept a lora.adapter that was trained on another base", .flag = &a->any_base},
       {NULL},
@@ -46,6 +53,8 @@ static enum status parse(int argc, char **argv, struct arguments *a) {
   TRY(cli_parse(&help, options, argc, argv, &a->config, 1, 1, &n, &a->done));
   if (a->train.resume && a->train.overwrite)
     return status_set(STATUS_USAGE, "--resume and --overwrite exclude each other");
+  if (a->train.resume && a->train.resume_from)
+    return status_set(STATUS_USAGE, "--resume and --resume-from exclude each other");
   return STATUS_OK;
 }
 
@@ -62,6 +71,7 @@ static enum status run(int argc, char **argv) {
   struct job job = {0};
   TRY(ranks_agree(parse(argc, argv, &a)));
   if (a.done) return STATUS_OK;
+  stop_signal_watch(mesh_launcher_rank() == 0);
   memset(&config, 0, sizeof config);
   enum status status = ranks_agree(configure(&a, &config));
   struct job_options options = {.adapter = config.lora.adapter, .fresh_adapters = true, .any_base = a.any_base};

@@ -60,7 +60,7 @@ enum status evaluate_run(struct job *job, struct batcher *batcher, bool (*stop_a
     batcher_fill(batcher, first + i, n, first + i, &batch);
     TRY(transformer_loss(job->model, &batch, &loss, NULL));
   }
-  if (mesh->tp_rank != 0) loss = 0; /* each replica's loss is counted once */
+  if (mesh->tp_rank != 0) loss = 0; /* each replica's loss is counted once; it is on the last stage */
   TRY(comm_all_reduce_f64(mesh->control, &loss, 1, REDUCE_SUM));
   batcher_count(batcher, 0, rows, &result->targets, &result->tokens);
   result->loss = isnan(loss) ? NAN : loss / (double)result->targets; /* a NaN's sign means nothing */

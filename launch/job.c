@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "dist/mesh_compare.h"
 #include "io/log.h"
 #include "launch/accelerator.h"
 #include "launch/adapter_plan.h"
@@ -14,14 +15,18 @@ enum dtype job_act(const struct config *config) {
   return config->train.compute == COMPUTE_BF16 ? DTYPE_BF16 : DTYPE_F32;
 }
 
-static enum weight_storage storage(const struct config *config) {
-  switch (config->train.base_dtype) {
+enum weight_storage job_storage(enum base_dtype base_dtype) {
+  switch (base_dtype) {
     case BASE_F32:
       return STORE_F32;
     case BASE_BF16:
       return STORE_BF16;
     case BASE_FP8:
       return STORE_F8;
+    case BASE_INT8:
+      return STORE_INT8;
+    case BASE_NF4:
+      return STORE_NF4;
     default:
       return STORE_AS_FILE;
   }
@@ -45,14 +50,11 @@ static enum status open_base(struct job *job, const struct job_options *options)
 }
 
 /* Layout errors first, before any weight is read. */
-static enum status plan_layout(struct job *job, const struct job_options *options) {
+static enum status plan_tensor_cut(struct job *job, const struct job_options *options) {
   const struct model_facts *facts = &job->source->facts;
   if (!arch_find(facts->family))
     return status_set(STATUS_USAGE, "%s: model family '%s' is not supported: %s are", job->source->path, facts->family,
                       arch_list());
-  if (job->config->parallel.pp != 1)
-    return status_set(STATUS_USAGE, "parallel.pp %" PRId64 ": pipeline stages are not supported by this version",
-                      job->config->parallel.pp);
   if (facts->position == POSITION_LEARNED && !options->clamp_positions && options->n_positions == 0 &&
       job->config->data.seq_len > facts->max_positions)
     return status_set(STATUS_USAGE,
@@ -63,24 +65,51 @@ static enum status plan_layout(struct job *job, const struct job_options *option
   return shard_plan(facts, job->mesh->n_tp, job->mesh->tp_rank, &job->shard);
 }
 
+/* Wrong targets show before the base is read, too; where they lie decides how the layers are dealt. */
+static enum status plan_layout(struct job *job, const struct job_options *options) {
+  struct adapter_set set = {0};
+  enum status status = STATUS_OK;
+  TRY_OUT(plan_tensor_cut(job, options));
+  TRY_OUT(adapter_plan_choose(job, options, &set));
+  TRY_OUT(shard_plan_stage(&job->source->facts, job->first_adapted, job->mesh->n_pp, job->mesh->pp_rank, &job->shard));
+  TRY_OUT(adapter_plan_make(job, &set));
+out:
+  adapter_set_free(&set);
+  return status;
+}
+
 static enum status open_model(struct job *job, const struct job_options *options) {
   const struct model_facts *facts = &job->source->facts;
   struct model_options model_options = {
       .act = job_act(job->config),
-      .storage = storage(job->config),
+      .storage = job_storage(job->config->train.base_dtype),
       .n_positions = options->n_positions ? options->n_positions : job->config->data.seq_len,
+      .shard = &job->shard,
   };
   if (options->clamp_positions && facts->position == POSITION_LEARNED &&
       model_options.n_positions > facts->max_positions)
     model_options.n_positions = facts->max_positions;
-  return model_create(job->device, job->source, job->mesh->tp, &model_options, &job->model);
+  return model_create(job->device, job->source, job->mesh->tp, job->mesh->pp, &model_options, &job->model);
 }
 
-static enum status open_local(struct job *job, const struct job_options *options) {
-  TRY(open_base(job, options));
-  TRY(plan_layout(job, options));
-  TRY(adapter_plan_make(job, options)); /* wrong targets show before the base is read */
-  TRY(open_model(job, options));
+/* What the ranks must have in common: else they would wait for each other, or sum what does not belong together. */
+static enum status compare_ranks(struct job *job) {
+  char *text = NULL;
+  TRY(ranks_agree(config_print(job->config, &text)));
+  const struct mesh_input inputs[] = {
+      {"program version", mesh_hash(0, LORASHARD_VERSION, strlen(LORASHARD_VERSION)),
+       "install the same build on every host"},
+      {"configuration", mesh_hash(0, text, strlen(text)), "give every rank the same file and --set"},
+      {"base model", mesh_hash(0, job->fingerprint, strlen(job->fingerprint)), "copy the same model to every host"},
+  };
+  enum status status = mesh_compare(job->mesh, inputs, (int)(sizeof inputs / sizeof inputs[0]));
+  free(text);
+  return status;
+}
+
+static enum status open_model_and_adapters(struct job *job, const struct job_options *options) {
+  TRY(ranks_agree(plan_layout(job, options)));
+  TRY(ranks_agree(open_model(job, options)));
   adapter_plan_attach(job);
   log_debug("%" PRIu64 " bytes of weights read", job->source->bytes_read);
   return STATUS_OK;
@@ -89,9 +118,34 @@ static enum status open_local(struct job *job, const struct job_options *options
 enum status job_open(const struct config *config, const struct job_options *options, struct job *job) {
   memset(job, 0, sizeof *job);
   job->config = config;
-  TRY(ranks_agree(mesh_create((int)config->parallel.tp, 1, &job->mesh)));
+  TRY(ranks_agree(mesh_create((int)config->parallel.tp, (int)config->parallel.pp, &job->mesh)));
   TRY(accelerator_open(config, job->mesh, &job->device));
-  return ranks_agree(open_local(job, options));
+  TRY(ranks_agree(open_base(job, options)));
+  TRY(compare_ranks(job));
+  return open_model_and_adapters(job, options);
+}
+
+static enum recompute recompute_of(const struct config *config) {
+  switch (config->train.recompute) {
+    case RECOMPUTE_KIND_SELECTIVE:
+      return RECOMPUTE_SELECTIVE;
+    case RECOMPUTE_KIND_FULL:
+      return RECOMPUTE_FULL;
+    default:
+      return RECOMPUTE_NONE;
+  }
+}
+
+enum status job_prepare_model(struct job *job, int64_t max_tokens, bool training, int64_t n_micro) {
+  const struct prepare_options options = {
+      .max_tokens = max_tokens,
+      .training = training,
+      .recompute = recompute_of(job->config),
+      .sequence = training && job->config->parallel.sequence,
+      .n_micro = n_micro,
+      .adapted_below = job->first_adapted < job->shard.stage.layers.first,
+  };
+  return model_prepare(job->model, &options);
 }
 
 void job_close(struct job *job) {
@@ -101,26 +155,30 @@ void job_close(struct job *job) {
   if (job->device) device_set_watch(job->device, NULL, NULL); /* it was the mesh's */
   if (job->device) adapters_destroy(&job->adapters, job->device);
   model_destroy(&job->model);
+  free(job->planned);
+  job->planned = NULL;
   tokenizer_close(&job->tokenizer);
   base_model_close(&job->source);
   device_close(&job->device);
 }
 
 void job_describe(const struct job *job) {
-  char device[256];
+  char device[256], stages[32] = "";
   const struct model_facts *facts = &job->source->facts;
   const struct mesh *mesh = job->mesh;
   device_describe(job->device, device, sizeof device);
   log_info("base      %s: %s, %.1f M parameters, %" PRId64 " layers of width %" PRId64, job->source->path,
            facts->family, 1e-6 * (double)model_base_parameters(facts), facts->n_layers, facts->d_model);
-  log_info("layout    %d rank%s: tp %d x dp %d; rank 0 holds %" PRId64 " of %" PRId64 " heads, %" PRId64 " of %" PRId64
+  if (mesh->n_pp > 1) snprintf(stages, sizeof stages, " x pp %d", mesh->n_pp);
+  log_info("layout    %d rank%s: tp %d x dp %d%s%s; rank 0 holds %" PRId64 " of %" PRId64 " heads, %" PRId64 " of %" PRId64
            " FFN columns, %.1f MB of weights",
-           mesh->world, mesh->world == 1 ? "" : "s", mesh->n_tp, mesh->n_dp, job->shard.heads.n, facts->n_heads,
+           mesh->world, mesh->world == 1 ? "" : "s", mesh->n_tp, mesh->n_dp, stages,
+           job->config->parallel.sequence && mesh->n_tp > 1 ? ", sequence parallel" : "", job->shard.heads.n, facts->n_heads,
            job->shard.ffn.n, facts->d_ffn, 1e-6 * (double)job->model->weights.memory.total);
   log_info("device    %s; compute %s", device, dtype_name(job->model->act));
   if (!job->device->host_memory) ranks_must(accelerator_describe(job->mesh, job->device));
-  int64_t trainable = param_list_total(&job->adapters.params);
-  if (job->adapters.n)
-    log_info("adapters  %d, %" PRId64 " parameters (%.3f %% of the base)", job->adapters.n, trainable,
+  int64_t trainable = adapter_plan_parameters(job);
+  if (job->n_planned)
+    log_info("adapters  %d, %" PRId64 " parameters (%.3f %% of the base)", job->n_planned, trainable,
              100.0 * (double)trainable / (double)model_base_parameters(facts));
 }

@@ -20,8 +20,11 @@ struct job {
   struct tensor_source *source;
   char fingerprint[FINGERPRINT_SIZE];
   struct tokenizer *tokenizer; /* NULL: the base has none */
-  struct shard shard;          /* what this tp rank holds */
-  struct adapters adapters;
+  struct shard shard;          /* what this rank holds */
+  struct adapter_spec *planned; /* [n_planned]: adapters of the whole model, whole sizes */
+  int n_planned;
+  int first_adapted;        /* lowest layer of the model with an adapter; L if none */
+  struct adapters adapters; /* those of this rank's stage */
   struct model *model;
 };
 
@@ -39,8 +42,15 @@ struct job_options {
 enum status job_open(const struct config *config, const struct job_options *options, struct job *job);
 void job_close(struct job *job);
 
+/* Activation buffers for micro-batches of up to max_tokens, as config says. n_micro: most micro-batches of a
+ * step. Forward only (`training` false) a caller may have batches of any size: no sequence parallelism. */
+enum status job_prepare_model(struct job *job, int64_t max_tokens, bool training, int64_t n_micro);
+
 /* The start-up table on stderr, from rank 0. */
 void job_describe(const struct job *job);
+
+/* How train.base_dtype keeps weights. */
+enum weight_storage job_storage(enum base_dtype base_dtype);
 
 /* config's compute type. */
 enum dtype job_act(const struct config *config);

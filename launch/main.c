@@ -39,6 +39,8 @@ static const struct {
     {"merge", cmd_merge, false, "write the base model with an adapter added in"},
     {"inspect", cmd_inspect, false, "show what a model, checkpoint or adapter holds"},
     {"tokenize", cmd_tokenize, false, "show the token ids of a text"},
+    {"probe", cmd_probe, true, "measure this machine and its links, as a cluster file for plan"},
+    {"plan", cmd_plan, false, "find layouts that fit a cluster, with memory and predicted speed"},
     {"doctor", cmd_doctor, true, "check this machine and the build"},
     {"help-config", cmd_help_config, false, "print every configuration key"},
 };

@@ -2,13 +2,16 @@
 
 #include <dirent.h>
 #include <errno.h>
+#include <limits.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include "io/checkpoint.h"
 #include "io/durable.h"
+#include "launch/run_status.h"
 
 static enum status make_directories(const char *path) {
   char part[4096];
@@ -35,7 +38,8 @@ static bool is_step(const char *name) {
   return checkpoint_step_number(name, false) >= 0 || checkpoint_step_number(name, true) >= 0;
 }
 static bool is_run_file(const char *name) {
-  return strcmp(name, "latest") == 0 || strcmp(name, "metrics.jsonl") == 0 || strcmp(name, "config.yaml") == 0;
+  return strcmp(name, "latest") == 0 || strcmp(name, "metrics.jsonl") == 0 || strcmp(name, "config.yaml") == 0 ||
+         strcmp(name, RUN_STATUS_FILE) == 0;
 }
 
 /* Does the directory hold a run; with `remove`, take the run's files away. */
@@ -81,4 +85,11 @@ enum status output_dir_prepare(const char *path, bool resume, bool overwrite) {
 enum status output_dir_clear(const char *path) {
   bool found = false;
   return scan(path, true, &found);
+}
+
+bool output_dir_holds(const char *output, const char *path) {
+  char inner[PATH_MAX], outer[PATH_MAX];
+  if (!realpath(output, outer) || !realpath(path, inner)) return false;
+  size_t length = strlen(outer);
+  return strncmp(inner, outer, length) == 0 && (inner[length] == '/' || inner[length] == 0);
 }

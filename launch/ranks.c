@@ -7,8 +7,10 @@
 
 #include "dist/mesh.h"
 #include "io/log.h"
+#include "launch/peers.h"
 
 static int own_rank;
+static const char *lost_hint = "";
 
 enum status ranks_agree(enum status own) {
   char message[1024];
@@ -21,11 +23,27 @@ enum status ranks_agree(enum status own) {
 }
 
 void ranks_fail(enum status status) {
-  /* A failed collective is seen by every rank: the others give rank 0 time to end the job with its line. */
-  if (status == STATUS_PEER && own_rank > 0) sleep(1);
+  /* A failed collective is seen by every rank: the others give rank 0 time to end the job with its line, and all of
+   * them to who knows which rank is gone. */
+  if (status == STATUS_PEER) {
+    usleep(own_rank > 0 ? 1000000 : 200000);
+    if (peers_hushed()) sleep(3);
+  }
+  if (peers_hushed()) mesh_abort(status_exit_code(status));
+  peers_hush();
   log_error("%s", status_message());
   fflush(NULL);
   mesh_abort(status_exit_code(status));
+}
+
+void ranks_hint(const char *hint) { lost_hint = hint; }
+
+static void peer_lost(int rank, int process) {
+  peers_hush();
+  log_error("rank %d (process %d) is gone: something killed it, or it crashed%s%s", rank, process,
+            *lost_hint ? "; " : "", lost_hint);
+  sleep(3); /* mpirun ends the job by itself, with fewer lines than for MPI_Abort */
+  mesh_abort(1);
 }
 
 static enum log_level wanted_level(void) {
@@ -43,8 +61,11 @@ enum status ranks_run(int argc, char **argv, enum status (*body)(int argc, char 
   log_setup(rank, world, wanted_level());
   if (status == STATUS_OK) {
     if (rank > 0 && !freopen("/dev/null", "w", stdout)) status = status_set(STATUS_SYSTEM, "cannot open /dev/null");
-    status = status == STATUS_OK ? body(argc, argv) : ranks_agree(status);
+    if (status == STATUS_OK) status = peers_watch(rank, world, peer_lost);
+    status = ranks_agree(status);
+    if (status == STATUS_OK) status = body(argc, argv);
   }
+  peers_unwatch();
   fflush(stdout);
   /* Before the others may leave: a launcher ends the job when the first of them does. */
   if (status != STATUS_OK && *status_message()) log_error("%s", status_message());

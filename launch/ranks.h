@@ -3,7 +3,8 @@
  *
  * Before the ranks depend on each other a failing rank meets the others in
  * ranks_agree: all stop with its status and one of them prints. Once they
- * exchange data a local failure ends the whole job through ranks_fail.
+ * exchange data a local failure ends the whole job through ranks_fail. A rank
+ * that is killed is named by another one of its machine (launch/peers.h).
  */
 #ifndef LORASHARD_LAUNCH_RANKS_H
 #define LORASHARD_LAUNCH_RANKS_H
@@ -22,6 +23,9 @@ enum status ranks_agree(enum status own);
 
 /* Print this rank's message and end the whole job. Does not return. */
 void ranks_fail(enum status status) __attribute__((noreturn));
+
+/* What stands behind the message about a rank that was killed: how to go on. A literal. */
+void ranks_hint(const char *hint);
 
 /* ranks_fail unless status is STATUS_OK. */
 static inline void ranks_must(enum status status) {

@@ -7,6 +7,7 @@
 
 #include "io/checkpoint_writer.h"
 #include "io/durable.h"
+#include "io/log.h"
 #include "launch/adapter_plan.h"
 #include "launch/ranks.h"
 
@@ -20,7 +21,8 @@ struct saver {
   int64_t step;
   struct checkpoint_writer *writer;
   struct checkpoint_header header;
-  struct checkpoint_module *modules;
+  struct checkpoint_module *modules; /* [n_modules]: of the whole model, whatever stage this rank holds */
+  int n_modules;
   struct checkpoint_array *arrays; /* [n_arrays]: value and two moments of each parameter this rank writes */
   int n_arrays;
   char *config_text;
@@ -81,7 +83,7 @@ enum status saver_create(struct job *job, const char *output, int keep_last, str
     saver->n_arrays += 3;
   }
   saver->writes = job->mesh->dp_rank == 0;
-  TRY_OUT(adapter_plan_modules(job, &saver->modules));
+  TRY_OUT(adapter_plan_modules(job, &saver->modules, &saver->n_modules));
   TRY_OUT(config_print(job->config, &saver->config_text));
   if (saver->writes) TRY_OUT(checkpoint_writer_create(&saver->writer));
   *saver_p = saver;
@@ -145,8 +147,8 @@ enum status saver_begin(struct saver *saver, const struct run_state *state) {
   snprintf(file, sizeof file, "shard-tp%04d-pp%04d.h5", mesh->tp_rank, mesh->pp_rank);
   status = param_list_fetch(&saver->job->adapters.params, saver->job->device);
   if (status == STATUS_OK)
-    status = checkpoint_writer_submit(saver->writer, directory, file, &saver->header, saver->modules,
-                                      saver->job->adapters.n, saver->arrays, saver->n_arrays);
+    status = checkpoint_writer_submit(saver->writer, directory, file, &saver->header, saver->modules, saver->n_modules,
+                                      saver->arrays, saver->n_arrays);
   saver->failed = status != STATUS_OK;
   return status;
 }
@@ -183,55 +185,99 @@ enum status saver_advance(struct saver *saver) {
 
 /* --- the way back --- */
 
-static enum status check_modules(const struct job *job, const struct checkpoint *checkpoint, const char *directory) {
-  const struct checkpoint_module *found;
-  int n = checkpoint_modules(checkpoint, &found);
-  if (n != job->adapters.n)
+/* The adapters of the whole model, of which this rank may hold some layers only. */
+static enum status compare_modules(const struct checkpoint_module *wanted, int n_wanted,
+                                   const struct checkpoint_module *found, int n, const char *path) {
+  if (n != n_wanted)
     return status_set(STATUS_USAGE,
                       "%s holds %d adapters but the configuration asks for %d: resume with the run's own lora.* "
                       "settings",
-                      directory, n, job->adapters.n);
-  for (int i = 0; i < job->adapters.n; i++) {
-    const struct adapter_spec *spec = &job->adapters.specs[i];
-    char name[64];
-    const struct checkpoint_module *match = NULL;
-    adapter_name(spec, name);
+                      path, n, n_wanted);
+  for (int i = 0; i < n_wanted; i++) {
+    const struct checkpoint_module *want = &wanted[i], *match = NULL;
     for (int k = 0; k < n && !match; k++)
-      if (strcmp(found[k].group, name) == 0) match = &found[k];
-    if (!match || match->r != spec->r || match->alpha != spec->alpha || match->rslora != spec->rslora)
+      if (strcmp(found[k].group, want->group) == 0) match = &found[k];
+    if (!match || match->r != want->r || match->alpha != want->alpha || match->rslora != want->rslora)
       return status_set(STATUS_USAGE,
                         "%s: adapter %s differs from the configuration's (r, alpha or rslora), or is absent: "
                         "resume with the run's own lora.* settings",
-                        directory, name);
+                        path, want->group);
   }
   return STATUS_OK;
 }
 
-static enum status check_run(const struct job *job, const struct checkpoint_header *header, const char *directory,
+static enum status check_modules(const struct job *job, const struct checkpoint *checkpoint, const char *path) {
+  const struct checkpoint_module *found;
+  struct checkpoint_module *wanted = NULL;
+  int n_wanted = 0, n = checkpoint_modules(checkpoint, &found);
+  TRY(adapter_plan_modules(job, &wanted, &n_wanted));
+  enum status status = compare_modules(wanted, n_wanted, found, n, path);
+  free(wanted);
+  return status;
+}
+
+/* What a run must not change silently: the configuration that the checkpoint keeps against the present one. */
+static enum status check_config(const struct job *job, const struct checkpoint *checkpoint, const char *path) {
+  const char *text = checkpoint_config(checkpoint);
+  struct config before;
+  TRY(config_init(&before));
+  enum status status = config_parse(&before, text, strlen(text), path);
+  if (status != STATUS_OK || !*text) {
+    log_warn("%s: its configuration cannot be compared with this one (%s)", path,
+             *text ? status_message() : "it holds none");
+    status = STATUS_OK;
+  } else if (before.lora.dropout != job->config->lora.dropout) {
+    status = status_set(STATUS_USAGE,
+                        "%s was trained with lora.dropout %g, not %g: resume with that value, or start a new run from "
+                        "it with lora.adapter",
+                        path, before.lora.dropout, job->config->lora.dropout);
+  } else if (before.train.global_batch != job->config->train.global_batch) {
+    log_warn("%s was trained with train.global_batch %" PRId64 ", from here on it is %" PRId64
+             ": the data goes on where it stopped, a step takes other numbers of samples",
+             path, before.train.global_batch, job->config->train.global_batch);
+  }
+  config_free(&before);
+  return status;
+}
+
+static enum status check_moments(const struct checkpoint *checkpoint, const char *path) {
+  const struct checkpoint_array *arrays;
+  int n = checkpoint_arrays(checkpoint, &arrays);
+  for (int i = 0; i < n; i++)
+    if (strchr(arrays[i].name, '.')) return STATUS_OK; /* one that lacks some of them is reported when it is read */
+  return status_set(STATUS_USAGE,
+                    "%s holds no optimizer state to go on with: gather it with --with-optimizer, or start a new run "
+                    "from it with lora.adapter",
+                    path);
+}
+
+static enum status check_run(const struct job *job, const struct checkpoint_header *header, const char *path,
                              int64_t rows, const char *data_digest) {
   if (strcmp(header->base_fingerprint, job->fingerprint) != 0)
-    return status_set(STATUS_USAGE, "%s was trained on another base (%s): resume with that base", directory,
+    return status_set(STATUS_USAGE, "%s was trained on another base (%s): resume with that base", path,
                       header->base_path);
   if (header->seed != job->config->train.seed)
     return status_set(STATUS_USAGE,
-                      "%s was trained with train.seed %" PRIu64 ", not %" PRIu64 ": resume with that seed", directory,
+                      "%s was trained with train.seed %" PRIu64 ", not %" PRIu64 ": resume with that seed", path,
                       header->seed, job->config->train.seed);
   if (strcmp(header->data_digest, data_digest) != 0 || header->cursor >= rows)
     return status_set(STATUS_USAGE,
                       "%s was trained on other data (or another data.seq_len, packing or template): resume with "
                       "the same, or start a new run from it with lora.adapter",
-                      directory);
+                      path);
   return STATUS_OK;
 }
 
-enum status saver_restore(struct job *job, const char *directory, int64_t rows, const char *data_digest,
+enum status saver_restore(struct job *job, const char *path, int64_t rows, const char *data_digest,
                           struct run_state *state) {
   enum status status = STATUS_OK;
   struct checkpoint *checkpoint = NULL;
-  TRY(checkpoint_open(directory, &checkpoint));
+  TRY(checkpoint_open(path, &checkpoint));
   const struct checkpoint_header *header = checkpoint_header(checkpoint);
-  TRY_OUT(check_run(job, header, directory, rows, data_digest));
-  TRY_OUT(check_modules(job, checkpoint, directory));
+  TRY_OUT(check_run(job, header, path, rows, data_digest));
+  TRY_OUT(check_modules(job, checkpoint, path));
+  TRY_OUT(check_moments(checkpoint, path));
+  TRY_OUT(check_config(job, checkpoint, path));
   struct param_list *params = &job->adapters.params;
   for (int i = 0; i < params->n; i++) {
     struct checkpoint_array arrays[3];

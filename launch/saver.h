@@ -44,10 +44,12 @@ enum status saver_wait(struct saver *saver);
  * background too); after that the checkpoint is no longer pending. */
 enum status saver_advance(struct saver *saver);
 
-/* Read parameters and moments of a step directory into this rank's parts, and
- * where the run stood. STATUS_USAGE when the run's adapters, base or data are
- * others than now. Local to the rank. */
-enum status saver_restore(struct job *job, const char *directory, int64_t rows, const char *data_digest,
+/* Read parameters and moments of a step directory, or of a gathered file that has
+ * them, into this rank's parts, whatever layout wrote it, and where the run stood.
+ * STATUS_USAGE when the run's adapters, dropout, base, seed or data are others than
+ * now, or there are no moments; another global batch is warned of. Local to the
+ * rank. */
+enum status saver_restore(struct job *job, const char *path, int64_t rows, const char *data_digest,
                           struct run_state *state);
 
 #endif

@@ -10,13 +10,16 @@
 #include <unistd.h>
 
 #include "dist/watchdog.h"
+#include "io/durable.h"
 #include "io/log.h"
 #include "io/metrics.h"
+#include "io/peft.h"
 #include "launch/evaluate.h"
 #include "launch/idle_check.h"
 #include "launch/output_dir.h"
 #include "launch/progress.h"
 #include "launch/ranks.h"
+#include "launch/run_status.h"
 #include "launch/saver.h"
 #include "launch/stop_signal.h"
 #include "launch/train_step.h"
@@ -65,52 +68,72 @@ static enum status open_data(struct run *run) {
                       : status_set(STATUS_USAGE, "output: the path is too long")));
   int64_t at_once = batcher_rows_at_once(config->train.micro_batch, config->data.seq_len, run->job->mesh->n_tp,
                                          run->job->device->host_memory);
+  int64_t unit = batcher_unit(run->job->mesh->n_tp, config->parallel.sequence);
   TRY(evaluate_open_data(run->job, &config->data.train, cache, &run->data));
   report_data(run, "data", run->data);
-  TRY(ranks_agree(batcher_create(run->data, config->data.seq_len, at_once, true, config->train.seed, &run->batcher)));
+  TRY(ranks_agree(
+      batcher_create(run->data, config->data.seq_len, at_once, unit, true, config->train.seed, &run->batcher)));
   if (config->data.eval.n == 0) return STATUS_OK;
   TRY(evaluate_open_data(run->job, &config->data.eval, cache, &run->eval_data));
   report_data(run, "eval data", run->eval_data);
-  return ranks_agree(batcher_create(run->eval_data, config->data.seq_len, at_once, false, 0, &run->eval_batcher));
+  return ranks_agree(batcher_create(run->eval_data, config->data.seq_len, at_once, unit, false, 0, &run->eval_batcher));
 }
 
-/* The newest whole checkpoint: rank 0 looks, all read their parts. */
-static enum status resume(struct run *run) {
-  struct {
-    char path[4096];
-    int64_t step;
-  } found = {"", -1};
+/* The newest whole checkpoint of the output. */
+static enum status find_own(const struct run *run, char *path, size_t size) {
+  int64_t step;
+  TRY(checkpoint_find_latest(run->config->output, path, size, &step));
+  if (step >= 0) return STATUS_OK;
+  return status_set(STATUS_USAGE, "--resume: %s holds no whole checkpoint to go on from: begin anew with --overwrite",
+                    run->config->output);
+}
+
+/* A step directory, an output directory or a gathered file, which --overwrite is not to remove. */
+static enum status find_given(const struct run *run, const char *from, bool overwrite, char *path, size_t size) {
+  if (peft_is_folder(from))
+    return status_set(
+        STATUS_USAGE,
+        "--resume-from: %s is a PEFT adapter, which has no optimizer state to go on with: start a new run "
+        "from it with lora.adapter",
+        from);
+  TRY(checkpoint_resolve(from, path, size));
+  if (overwrite && output_dir_holds(run->config->output, path))
+    return status_set(STATUS_USAGE,
+                      "--resume-from: %s lies in the output directory that --overwrite clears: give another output",
+                      path);
+  return STATUS_OK;
+}
+
+/* Rank 0 looks, all read their parts. */
+static enum status resume(struct run *run, const struct train_options *options) {
+  char path[DURABLE_PATH] = "";
   enum status status = STATUS_OK;
-  if (speaks(run)) status = checkpoint_find_latest(run->config->output, found.path, sizeof found.path, &found.step);
-  if (status == STATUS_OK && speaks(run) && found.step < 0)
-    status =
-        status_set(STATUS_USAGE, "--resume: %s holds no whole checkpoint to go on from: begin anew with --overwrite",
-                   run->config->output);
+  if (speaks(run))
+    status = options->resume ? find_own(run, path, sizeof path)
+                             : find_given(run, options->resume_from, options->overwrite, path, sizeof path);
   TRY(ranks_agree(status));
-  TRY(comm_broadcast(run->job->mesh->control, &found, sizeof found, 0));
-  TRY(ranks_agree(
-      saver_restore(run->job, found.path, dataset_rows(run->data), dataset_digest(run->data), &run->state)));
-  log_info("resume    from %s: step %" PRId64 ", epoch %" PRId64 ", %" PRId64 " of %" PRId64 " rows used", found.path,
+  TRY(comm_broadcast(run->job->mesh->control, path, sizeof path, 0));
+  TRY(ranks_agree(saver_restore(run->job, path, dataset_rows(run->data), dataset_digest(run->data), &run->state)));
+  log_info("resume    from %s: step %" PRId64 ", epoch %" PRId64 ", %" PRId64 " of %" PRId64 " rows used", path,
            run->state.step, run->state.samples / run->state.rows, run->state.samples % run->state.rows,
            run->state.rows);
   return STATUS_OK;
 }
 
 static enum status write_config(const struct run *run) {
-  char path[4096], *text = NULL;
+  char path[DURABLE_PATH], *text = NULL;
+  TRY(durable_path(path, sizeof path, "%s/config.yaml", run->config->output));
   TRY(config_print(run->config, &text));
-  snprintf(path, sizeof path, "%s/config.yaml", run->config->output);
-  FILE *file = fopen(path, "w");
-  bool written = file && fputs(text, file) >= 0;
-  if (file && fclose(file) != 0) written = false;
+  enum status status = durable_write(path, text, strlen(text));
   free(text);
-  return written ? STATUS_OK : status_set(STATUS_SYSTEM, "cannot write %s", path);
+  return status;
 }
 
 static enum status open_outputs(struct run *run) {
   char path[4096];
   if (!speaks(run)) return STATUS_OK;
   TRY(write_config(run));
+  TRY(run_status_write(run->config->output, RUN_RUNNING, run->state.step, run->plan.steps));
   snprintf(path, sizeof path, "%s/metrics.jsonl", run->config->output);
   return metrics_open(path, run->state.step, &run->metrics);
 }
@@ -122,19 +145,39 @@ static void watchdog_bites(const char *message) {
   ranks_fail(STATUS_PEER);
 }
 
-static enum status prepare(struct run *run, const struct train_options *options) {
+/* Has a signal come to any rank. Asked between the parts of the preparation, which may be long. */
+static enum status asked_to_stop(const struct run *run, bool *stop) {
+  double asked = stop_signal_came();
+  TRY(comm_all_reduce_f64(run->job->mesh->control, &asked, 1, REDUCE_MAX));
+  *stop = asked > 0;
+  return STATUS_OK;
+}
+
+/* What a run reads. *stop: it was told to stop meanwhile; nothing is done and nothing written. */
+static enum status read_inputs(struct run *run, const struct train_options *options, bool *stop) {
   struct job *job = run->job;
-  const struct config *config = run->config;
-  enum status status = STATUS_OK;
-  if (speaks(run)) status = output_dir_prepare(config->output, options->resume, options->overwrite);
-  TRY(ranks_agree(status));
+  TRY(asked_to_stop(run, stop)); /* while the base was read */
+  if (*stop) return STATUS_OK;
   TRY(open_data(run));
   run->state.rows = dataset_rows(run->data);
   snprintf(run->state.data_digest, sizeof run->state.data_digest, "%s", dataset_digest(run->data));
   int64_t tokens = run->batcher.max_tokens;
   if (run->eval_batcher.max_tokens > tokens) tokens = run->eval_batcher.max_tokens;
-  TRY(ranks_agree(model_prepare(job->model, tokens, true)));
-  if (options->resume) TRY(resume(run));
+  int64_t n_micro =
+      batcher_most_micro_batches(run->config->train.global_batch, job->mesh->n_dp, run->batcher.micro_batch);
+  TRY(ranks_agree(job_prepare_model(job, tokens, true, n_micro)));
+  if (options->resume || options->resume_from) TRY(resume(run, options));
+  return asked_to_stop(run, stop);
+}
+
+static enum status prepare(struct run *run, const struct train_options *options, bool *stop) {
+  struct job *job = run->job;
+  const struct config *config = run->config;
+  enum status status = STATUS_OK;
+  if (speaks(run)) status = output_dir_prepare(config->output, options->resume, options->overwrite);
+  TRY(ranks_agree(status));
+  TRY(read_inputs(run, options, stop));
+  if (*stop) return STATUS_OK;
   run->plan = train_plan(config, &run->state);
   /* A run is replaced only by one that can begin. */
   if (options->overwrite && speaks(run)) status = output_dir_clear(config->output);
@@ -145,7 +188,7 @@ static enum status prepare(struct run *run, const struct train_options *options)
   if (speaks(run))
     log_info("memory    %.1f MB of activations, %.1f MB of adapters with gradients and moments",
              1e-6 * (double)job->model->acts.memory.total, 1e-6 * (double)job->adapters.params.memory_bytes);
-  stop_signal_watch();
+  ranks_hint("go on from the last checkpoint with: lorashard train CONFIG --resume");
   /* Ranks that wait for the same one are to bark one after the other: the first ends the job. */
   double later = 0.5 * (job->mesh->rank < 8 ? job->mesh->rank : 8);
   return ranks_agree(watchdog_start(config->dist.timeout_s + later, watchdog_bites));
@@ -249,8 +292,9 @@ static enum status advance(struct run *run, bool *stop) {
   return STATUS_OK;
 }
 
-static enum status loop(struct run *run) {
+static enum status loop(struct run *run, bool foreign) {
   bool stop = run->state.step >= run->plan.steps;
+  if (foreign) TRY(checkpoint(run)); /* from here on --resume finds the run here */
   if (stop) log_info("nothing left to do: step %" PRId64 " of %" PRId64, run->state.step, run->plan.steps);
   if (speaks(run)) progress_begin(&run->progress, stderr, run->state.step, run->plan.steps, now());
   enum status status = STATUS_OK;
@@ -260,15 +304,32 @@ static enum status loop(struct run *run) {
   return finish_checkpoint(run);
 }
 
+/* Agreed on: the end of a run that went well, or, as far as possible, of one that failed, whose message stays. */
+static enum status tell_end(const struct run *run, enum status status) {
+  char message[1024];
+  bool writes = speaks(run) && run->metrics; /* else no output was written yet */
+  snprintf(message, sizeof message, "%s", status_message());
+  enum run_status end = status != STATUS_OK                  ? RUN_FAILED
+                        : run->state.step >= run->plan.steps ? RUN_FINISHED
+                                                             : RUN_STOPPED;
+  enum status told = writes ? run_status_write(run->config->output, end, run->state.step, run->plan.steps) : STATUS_OK;
+  return status == STATUS_OK ? ranks_agree(told) : status_set(status, "%s", message);
+}
+
 enum status train_run(struct job *job, const struct train_options *options) {
   struct run run = {.job = job, .config = job->config};
-  enum status status = prepare(&run, options);
-  if (status == STATUS_OK) status = loop(&run);
-  if (status == STATUS_OK)
-    log_info("saved     %s/step-%06" PRId64 " (gather it with: lorashard gather %s/step-%06" PRId64 " -o adapter.h5)",
-             job->config->output, run.state.step, job->config->output, run.state.step);
+  bool stop = false;
+  enum status status = prepare(&run, options, &stop);
+  if (status == STATUS_OK && !stop) {
+    status = loop(&run, options->resume_from != NULL);
+    if (status == STATUS_OK)
+      log_info("saved     %s/step-%06" PRId64 " (gather it with: lorashard gather %s/step-%06" PRId64 " -o adapter.h5)",
+               job->config->output, run.state.step, job->config->output, run.state.step);
+  }
+  if (stop) log_info("stopped before the first step, as asked by a signal; start it again as before");
   if (status != STATUS_OK) saver_settle(run.saver);
   watchdog_stop();
+  status = tell_end(&run, status);
   idle_check_destroy(&run.idle);
   saver_destroy(&run.saver);
   metrics_close(&run.metrics);

@@ -28,33 +28,36 @@ static enum schedule schedule_of(const struct config *config) {
   }
 }
 
-/* This rank's micro-batches of the global batch, through `each`. */
-typedef enum status micro_batch_func_t(struct job *job, struct batch *batch, void *context);
-static enum status for_micro_batches(struct job *job, struct batcher *batcher, const struct run_state *state,
-                                     int64_t samples, micro_batch_func_t *each, void *context) {
-  int64_t first, count;
-  batcher_deal(samples, job->mesh->n_dp, job->mesh->dp_rank, &first, &count);
-  for (int64_t i = 0; i < count; i += batcher->micro_batch) {
-    int64_t n = count - i < batcher->micro_batch ? count - i : batcher->micro_batch;
-    struct batch batch;
-    batcher_fill(batcher, state->samples + first + i, n, first + i, &batch);
-    batch.step = state->step;
-    TRY(each(job, &batch, context));
-  }
+/* This rank's micro-batches of the global batch. */
+struct share {
+  struct job *job;
+  struct batcher *batcher;
+  const struct run_state *state;
+  int64_t first, count; /* rows, of the global batch */
+  bool training;
+};
+
+static struct share share_of(struct job *job, struct batcher *batcher, const struct run_state *state, int64_t samples) {
+  struct share share = {.job = job, .batcher = batcher, .state = state};
+  batcher_deal(samples, job->mesh->n_dp, job->mesh->dp_rank, &share.first, &share.count);
+  return share;
+}
+
+static int64_t share_micro_batches(const struct share *share) {
+  return (share->count + share->batcher->micro_batch - 1) / share->batcher->micro_batch;
+}
+
+static enum status share_next(void *context, int64_t i, struct batch *batch) {
+  const struct share *share = context;
+  int64_t size = share->batcher->micro_batch, at = i * size;
+  int64_t n = share->count - at < size ? share->count - at : size;
+  batcher_fill(share->batcher, share->state->samples + share->first + at, n, share->first + at, batch);
+  batch->step = share->state->step;
+  batch->training = share->training;
   return STATUS_OK;
 }
 
-struct train_micro {
-  float g;
-  double loss;
-};
-static enum status train_micro(struct job *job, struct batch *batch, void *context) {
-  struct train_micro *micro = context;
-  batch->training = true;
-  return transformer_train(job->model, batch, micro->g, &micro->loss);
-}
-
-/* Sums over all ranks in one small message. */
+/* Sums over all ranks in one small message. The loss is on the last stage, on each of its tp ranks. */
 static enum status exchange(const struct mesh *mesh, double *loss, double *square, struct train_signals *signals) {
   double sums[5] = {mesh->tp_rank == 0 ? *loss : 0, *square, signals->stop, signals->writing, signals->failed};
   TRY(comm_all_reduce_f64(mesh->control, sums, 5, REDUCE_SUM));
@@ -83,12 +86,15 @@ enum status train_step(struct job *job, struct batcher *batcher, const struct tr
   batcher_count(batcher, state->samples, result->samples, &result->targets, &result->tokens);
   result->lr = schedule_lr(schedule_of(config), config->train.lr, state->step, config->train.warmup_steps, plan->steps);
   TRY(param_list_zero_gradients(&job->adapters.params, job->device));
-  struct train_micro micro = {.g = 1.0f / (float)result->targets};
-  TRY(for_micro_batches(job, batcher, state, result->samples, train_micro, &micro));
+  struct share share = share_of(job, batcher, state, result->samples);
+  share.training = true;
+  const struct micro_batches micro_batches = {share_micro_batches(&share), share_next, &share};
+  double loss = 0;
+  TRY(transformer_train(job->model, &micro_batches, 1.0f / (float)result->targets, &loss));
   TRY(gradient_reduce(&job->adapters.params, job->mesh));
   TRY(gradient_square_share(job->device, &job->adapters.params, job->mesh, &square));
-  TRY(exchange(job->mesh, &micro.loss, &square, signals));
-  result->loss = micro.loss / (double)result->targets;
+  TRY(exchange(job->mesh, &loss, &square, signals));
+  result->loss = loss / (double)result->targets;
   result->grad_norm = sqrt(square);
   if (isnan(result->loss)) result->loss = NAN; /* its sign means nothing and would be printed */
   if (isnan(result->grad_norm)) result->grad_norm = NAN;
@@ -109,19 +115,18 @@ enum status train_step(struct job *job, struct batcher *batcher, const struct tr
   return STATUS_OK;
 }
 
-static enum status explain_micro(struct job *job, struct batch *batch, void *context) {
-  double *first = context;
-  int place;
-  TRY(transformer_find_not_finite(job->model, batch, &place));
-  if (place < *first) *first = place;
-  return STATUS_OK;
-}
-
 enum status train_explain(struct job *job, struct batcher *batcher, const struct run_state *state,
                           const struct train_result *result) {
   const int L = (int)job->source->facts.n_layers;
   double first = L + 1;
-  TRY(for_micro_batches(job, batcher, state, result->samples, explain_micro, &first));
+  struct share share = share_of(job, batcher, state, result->samples);
+  for (int64_t i = 0; i < share_micro_batches(&share); i++) {
+    struct batch batch;
+    int place;
+    TRY(share_next(&share, i, &batch));
+    TRY(transformer_find_not_finite(job->model, &batch, &place));
+    if (place < first) first = place;
+  }
   TRY(comm_all_reduce_f64(job->mesh->control, &first, 1, REDUCE_MIN));
   const char *advice = state->step == 0
                            ? "nothing was trained yet, so check the base's weights, and lora.adapter if it is set"

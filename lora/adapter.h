@@ -50,8 +50,14 @@ struct adapters {
  *   k, v with replicated KV heads:   B whole on every rank, each adding the gradient of
  *                                    the rows that its query heads read -> PARAM_STAGE
  * With one tp rank both groups are the same ranks and everything is PARAM_DP.
- * `specs` is copied. dropout applies to all.
+ * `specs` is copied.
  */
+
+/* The list of parameters alone, sizes and parts, without memory (lorashard plan). Of the
+ * mesh only n_tp is used. Freed with adapters_destroy, in both cases. */
+enum status adapters_plan(const struct mesh *mesh, const struct adapter_spec *specs, int n, struct adapters *adapters);
+
+/* The same with memory for them, and the operands. dropout applies to all. */
 enum status adapters_create(struct device *device, const struct mesh *mesh, const struct adapter_spec *specs, int n,
                             float dropout, uint64_t seed, struct adapters *adapters);
 void adapters_destroy(struct adapters *adapters, struct device *device);

@@ -19,11 +19,15 @@ enum status param_list_add(struct param_list *list, const struct param *param) {
   return STATUS_OK;
 }
 
-enum status param_list_allocate(struct param_list *list, struct device *device) {
+size_t param_list_bytes(const struct param_list *list) {
   int64_t total = 0;
   for (int g = 0; g < PARAM_GROUPS; g++) total += list->buckets[g].n;
-  list->memory_bytes = (size_t)total * 4 * sizeof(float);
-  if (total == 0) return STATUS_OK;
+  return (size_t)total * 4 * sizeof(float);
+}
+
+enum status param_list_allocate(struct param_list *list, struct device *device) {
+  list->memory_bytes = param_list_bytes(list);
+  if (list->memory_bytes == 0) return STATUS_OK;
   TRY(device_alloc(device, list->memory_bytes, "adapters, gradients and moments", &list->memory));
   list->host = list->memory;
   if (!device->host_memory)

@@ -51,11 +51,14 @@ struct param_list {
 /* Add a parameter; pointers come with param_list_allocate. */
 enum status param_list_add(struct param_list *list, const struct param *param);
 
+/* Bytes that param_list_allocate takes. */
+size_t param_list_bytes(const struct param_list *list);
+
 /* Allocate the buckets, zeroed, and set every pointer. */
 enum status param_list_allocate(struct param_list *list, struct device *device);
 void param_list_free(struct param_list *list, struct device *device);
 
-/* Parameters of the whole model: each counted once, whatever the layout. */
+/* Parameters of the list's whole matrices: each counted once, whatever the tp and dp. */
 int64_t param_list_total(const struct param_list *list);
 
 /* True if this rank writes the parameter's part to a checkpoint: sharded parts by

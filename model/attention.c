@@ -60,16 +60,16 @@ static enum status through_cache(struct model *m, const struct batch *b, int lay
   return STATUS_OK;
 }
 
-enum status attention_sublayer_forward(struct model *m, const struct batch *b, int layer, struct layer_saved *s) {
-  const struct layer_weights *w = &m->weights.layers[layer];
+enum status attention_sublayer_forward(struct model *m, const struct batch *b, const struct entry *e,
+                                       struct layer_saved *s) {
+  const struct layer_weights *w = &m->weights.layers[e->layer];
   const struct model_facts *f = &m->facts;
-  struct activations *a = &m->acts;
   int64_t H = m->shard.heads.n, G = m->shard.kv_heads.n;
   struct qkv_views to = split_qkv(m, s->qkv), raw = to;
   if (f->qk_norm) raw = (struct qkv_views){s->qk_raw, tensor_view_columns(s->qk_raw, H * f->head_dim), to.v};
-  TRY(linear_column_forward(m, b, layer, MODULE_Q, a->n, raw.q, s->h[MODULE_Q]));
-  TRY(linear_column_forward(m, b, layer, MODULE_K, a->n, raw.k, s->h[MODULE_K]));
-  TRY(linear_column_forward(m, b, layer, MODULE_V, a->n, raw.v, s->h[MODULE_V]));
+  TRY(linear_column_forward(m, b, e, MODULE_Q, raw.q, s->h[MODULE_Q]));
+  TRY(linear_column_forward(m, b, e, MODULE_K, raw.k, s->h[MODULE_K]));
+  TRY(linear_column_forward(m, b, e, MODULE_V, raw.v, s->h[MODULE_V]));
   if (f->qk_norm) {
     float eps = (float)f->norm_eps;
     TRY(m->ops->head_norm_forward(m->device, b->M, (int)H, (int)f->head_dim, raw.q, w->q_norm, eps, to.q, s->q_stats));
@@ -77,19 +77,19 @@ enum status attention_sublayer_forward(struct model *m, const struct batch *b, i
   }
   TRY(rotate(m, b, to.q, H, false));
   TRY(rotate(m, b, to.k, G, false));
-  struct attention_args args = arguments(m, b, layer, s);
-  if (m->cache) TRY(through_cache(m, b, layer, &args));
+  struct attention_args args = arguments(m, b, e->layer, s);
+  if (m->cache) TRY(through_cache(m, b, e->layer, &args));
   TRY(clear_padding(m, b, s));
   return m->ops->attention_forward(m->device, &args);
 }
 
-enum status attention_sublayer_backward(struct model *m, const struct batch *b, int layer, struct layer_saved *s,
-                                        struct tensor_view d_attn, struct tensor_view dn, bool accumulate) {
-  const struct layer_weights *w = &m->weights.layers[layer];
+enum status attention_sublayer_backward(struct model *m, const struct batch *b, const struct entry *e,
+                                        struct layer_saved *s, struct tensor_view d_attn, bool below) {
+  const struct layer_weights *w = &m->weights.layers[e->layer];
   const struct model_facts *f = &m->facts;
   struct activations *a = &m->acts;
   int64_t H = m->shard.heads.n, G = m->shard.kv_heads.n;
-  struct attention_args args = arguments(m, b, layer, s);
+  struct attention_args args = arguments(m, b, e->layer, s);
   struct qkv_views d = split_qkv(m, a->dqkv);
   TRY(m->ops->attention_backward(m->device, &args, b->M, d_attn, d.q, d.k, d.v));
   TRY(rotate(m, b, d.q, H, true));
@@ -100,7 +100,7 @@ enum status attention_sublayer_backward(struct model *m, const struct batch *b, 
                                    d.q));
     TRY(m->ops->head_norm_backward(m->device, b->M, (int)G, (int)f->head_dim, k_raw, w->k_norm, s->k_stats, d.k, d.k));
   }
-  TRY(linear_column_backward(m, b, layer, MODULE_Q, a->n, s->h[MODULE_Q], d.q, dn, accumulate));
-  TRY(linear_column_backward(m, b, layer, MODULE_K, a->n, s->h[MODULE_K], d.k, dn, true));
-  return linear_column_backward(m, b, layer, MODULE_V, a->n, s->h[MODULE_V], d.v, dn, true);
+  TRY(linear_column_backward(m, b, e, MODULE_Q, s->h[MODULE_Q], d.q, below, false));
+  TRY(linear_column_backward(m, b, e, MODULE_K, s->h[MODULE_K], d.k, below, true));
+  return linear_column_backward(m, b, e, MODULE_V, s->h[MODULE_V], d.v, below, true);
 }

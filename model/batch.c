@@ -47,26 +47,26 @@ enum status batch_place(struct device *device, struct batch_buffers *buffers, co
   *placed = *batch;
   buffers->rows_host = (int32_t *)(host + l.target_rows);
   placed->n_targets = collect_targets(batch, buffers->rows_host, (int32_t *)(host + l.targets));
-  placed->target_rows = buffers->rows_host;
-  placed->targets = (const int32_t *)(host + l.targets);
   placed->n_used = 0;
   if (batch->n_segments) {
     const struct segment *last = &batch->segments[batch->n_segments - 1];
     placed->n_used = last->q + last->n_q;
   }
-  if (device->host_memory) return STATUS_OK;
+  placed->own_first = 0;
+  placed->own = batch->M;
   size_t M = (size_t)batch->M;
   stage(host + l.row_ids, batch->row_ids, M * sizeof *batch->row_ids);
   stage(host + l.segments, batch->segments, (size_t)batch->n_segments * sizeof *batch->segments);
   stage(host + l.ids, batch->ids, M * sizeof *batch->ids);
   stage(host + l.positions, batch->positions, M * sizeof *batch->positions);
-  TRY(device_copy_in(device, buffers->device, host, l.end));
-  placed->row_ids = batch->row_ids ? (const int64_t *)(buffers->device + l.row_ids) : NULL;
-  placed->segments = (const struct segment *)(buffers->device + l.segments);
-  placed->ids = (const int32_t *)(buffers->device + l.ids);
-  placed->positions = (const int32_t *)(buffers->device + l.positions);
-  placed->target_rows = (const int32_t *)(buffers->device + l.target_rows);
-  placed->targets = (const int32_t *)(buffers->device + l.targets);
-  placed->labels = NULL; /* the host's; nothing reads it from here on */
+  if (!device->host_memory) TRY(device_copy_in(device, buffers->device, host, l.end));
+  const char *at = device->host_memory ? host : buffers->device;
+  placed->row_ids = batch->row_ids ? (const int64_t *)(at + l.row_ids) : NULL;
+  placed->segments = (const struct segment *)(at + l.segments);
+  placed->ids = (const int32_t *)(at + l.ids);
+  placed->positions = (const int32_t *)(at + l.positions);
+  placed->target_rows = (const int32_t *)(at + l.target_rows);
+  placed->targets = (const int32_t *)(at + l.targets);
+  placed->labels = NULL; /* the caller's; nothing reads it from here on */
   return STATUS_OK;
 }

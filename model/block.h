@@ -12,14 +12,16 @@
 
 #include "model/model.h"
 
-/* From s->x1 (whole) to out (whole) [M, D] f32, keeping in *s what backward
- * needs. One all-reduce over tp for parallel blocks, two for sequential ones. */
+/* From s->x1 to out [own, D] f32 (the whole stream, or own rows of it with sequence
+ * parallelism), keeping in *s what backward needs. One sum over tp for parallel
+ * blocks, two for sequential ones. out.data NULL: only what backward needs. */
 enum status block_forward(struct model *model, const struct batch *batch, int layer, struct layer_saved *s,
                           struct tensor_view out);
 
-/* acts.dx: on entry the gradient of out, on return that of x1 (if needed), both
- * whole. The pairs' dA and dB +=, partial over tp as docs/architecture.md says.
- * Overwrites s->gate and s->up. */
+/* acts.dx [own, D]: on entry the gradient of out, on return that of x1 (if
+ * needed). What the recomputation mode did not keep is computed again first. The
+ * pairs' dA and dB +=, partial over tp as docs/architecture.md says. Overwrites
+ * s->gate and s->up. */
 enum status block_backward(struct model *model, const struct batch *batch, int layer, struct layer_saved *s);
 
 #endif

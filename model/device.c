@@ -138,6 +138,8 @@ enum status device_graph_end(struct device *device) { return device->functions->
 
 enum status device_graph_drop(struct device *device) { return device->functions->graph_drop(device); }
 
+uint64_t device_memory(const struct device *device) { return device->functions->memory(device); }
+
 void device_identity(const struct device *device, char identity[DEVICE_IDENTITY]) {
   device->functions->identity(device, identity);
 }

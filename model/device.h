@@ -95,6 +95,10 @@ int device_gpu_count(char *reason, size_t size);
 #define DEVICE_IDENTITY 32
 void device_identity(const struct device *device, char identity[DEVICE_IDENTITY]);
 
+/* Bytes of memory that the device has: a GPU's own; of the cpu, what this machine has or its control group grants. All
+ * of it, whoever else uses some. 0: not known. */
+uint64_t device_memory(const struct device *device);
+
 /* One line for the start-up table: processor, libraries and their versions; threads
  * or PCI bus id; which attention kernels. */
 void device_describe(const struct device *device, char *text, size_t size);

@@ -31,6 +31,7 @@ struct device_functions {
   enum status (*graph_end)(struct device *device);
   enum status (*graph_drop)(struct device *device);
   void (*identity)(const struct device *device, char identity[DEVICE_IDENTITY]);
+  uint64_t (*memory)(const struct device *device);
   void (*describe)(const struct device *device, char *text, size_t size);
 };
 

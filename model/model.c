@@ -17,7 +17,7 @@ static size_t alibi_bytes(const struct model *model) {
 static size_t kv_of_head_bytes(const struct model *model) { return (size_t)model->shard.heads.n * sizeof(int32_t); }
 
 /* The tables are made in host memory and copied to the device. */
-static enum status make_tables(struct model *model) {
+static enum status fill_tables(struct model *model) {
   const struct model_facts *facts = &model->facts;
   struct device *device = model->device;
   size_t rotary = rotary_bytes(model), alibi = alibi_bytes(model);
@@ -25,23 +25,38 @@ static enum status make_tables(struct model *model) {
   enum status status = host ? STATUS_OK : status_set(STATUS_SYSTEM, "out of memory for position tables");
   if (status != STATUS_OK) goto out;
   if (rotary) {
-    TRY_OUT(device_alloc(device, rotary, "rotary table", (void **)&model->cos_sin));
     position_rotary_table(facts, model->n_positions, model->n_positions, host);
     TRY_OUT(device_copy_in(device, model->cos_sin, host, rotary));
   }
   if (alibi) {
-    TRY_OUT(device_alloc(device, alibi, "ALiBi slopes", (void **)&model->alibi));
     position_alibi_slopes(facts->n_heads, model->shard.heads.first, model->shard.heads.n, host);
     TRY_OUT(device_copy_in(device, model->alibi, host, alibi));
   }
-  TRY_OUT(device_alloc(device, kv_of_head_bytes(model), "table of heads", (void **)&model->kv_of_head));
   TRY_OUT(device_copy_in(device, model->kv_of_head, model->shard.kv_of_head, kv_of_head_bytes(model)));
 out:
   free(host);
   return status;
 }
 
-enum status model_create(struct device *device, struct tensor_source *source, struct comm *tp,
+static enum status make_tables(struct model *model) {
+  struct memory_table *table = &model->tables;
+  table->kind = "position tables";
+  TRY(memory_add(table, "rotary table", rotary_bytes(model), (void **)&model->cos_sin));
+  TRY(memory_add(table, "ALiBi slopes", alibi_bytes(model), (void **)&model->alibi));
+  TRY(memory_add(table, "table of heads", kv_of_head_bytes(model), (void **)&model->kv_of_head));
+  if (model->dry) return STATUS_OK;
+  TRY(memory_commit(table, model->device));
+  return fill_tables(model);
+}
+
+static enum status make_lists(struct model *model) {
+  size_t L = (size_t)model->facts.n_layers;
+  model->pairs = calloc(L, sizeof *model->pairs);
+  model->needs = calloc(L, sizeof *model->needs);
+  return model->pairs && model->needs ? STATUS_OK : status_set(STATUS_SYSTEM, "out of memory for the model");
+}
+
+enum status model_create(struct device *device, struct tensor_source *source, struct comm *tp, struct comm *pp,
                          const struct model_options *options, struct model **model_p) {
   enum status status = STATUS_OK;
   struct model *model = calloc(1, sizeof *model);
@@ -49,24 +64,22 @@ enum status model_create(struct device *device, struct tensor_source *source, st
   model->device = device;
   model->ops = device->ops;
   model->tp = tp;
+  model->pp = pp;
   model->facts = source->facts;
+  model->shard = *options->shard;
   model->act = options->act;
   model->n_positions = options->n_positions;
+  model->dry = options->dry;
   const struct model_facts *facts = &model->facts;
+  const struct weights_options weights = {options->storage, options->act, tp, options->dry};
   if (facts->position == POSITION_LEARNED && options->n_positions > facts->max_positions) {
     status = status_set(STATUS_USAGE, "a sequence of %lld positions is longer than the %lld learned positions of %s",
                         (long long)options->n_positions, (long long)facts->max_positions, source->path);
     goto out;
   }
-  TRY_OUT(shard_plan(facts, comm_size(tp), comm_rank(tp), &model->shard));
   model->arch = arch_find(facts->family);
-  model->pairs = calloc((size_t)facts->n_layers, sizeof *model->pairs);
-  model->needs = calloc((size_t)facts->n_layers, sizeof *model->needs);
-  if (!model->pairs || !model->needs) {
-    status = status_set(STATUS_SYSTEM, "out of memory for the model");
-    goto out;
-  }
-  TRY_OUT(weights_load(device, source, &model->shard, options->storage, options->act, &model->weights));
+  TRY_OUT(make_lists(model));
+  TRY_OUT(weights_load(device, source, &model->shard, &weights, &model->weights));
   TRY_OUT(make_tables(model));
   *model_p = model;
   return STATUS_OK;
@@ -80,9 +93,7 @@ void model_destroy(struct model **model_p) {
   if (!model) return;
   activations_destroy(model);
   weights_release(&model->weights, model->device);
-  device_free(model->device, model->cos_sin, rotary_bytes(model));
-  device_free(model->device, model->alibi, alibi_bytes(model));
-  device_free(model->device, model->kv_of_head, kv_of_head_bytes(model));
+  memory_release(&model->tables, model->device);
   free(model->pairs);
   free(model->needs);
   free(model);
@@ -94,9 +105,11 @@ void model_attach(struct model *model, int layer, enum module module, const stru
 }
 
 static void plan_needs(struct model *model) {
-  bool below = false;
-  model->first_adapted = (int)model->facts.n_layers;
-  for (int layer = 0; layer < model->facts.n_layers; layer++) {
+  const struct span layers = model->shard.stage.layers;
+  const int end = (int)(layers.first + layers.n);
+  bool below = model->adapted_below;
+  model->first_adapted = below ? (int)layers.first : end;
+  for (int layer = (int)layers.first; layer < end; layer++) {
     const struct lowrank **pair = model->pairs[layer];
     struct layer_needs *needs = &model->needs[layer];
     bool qkv = pair[MODULE_Q] || pair[MODULE_K] || pair[MODULE_V];
@@ -111,10 +124,13 @@ static void plan_needs(struct model *model) {
   }
 }
 
-enum status model_prepare(struct model *model, int64_t max_tokens, bool training) {
+enum status model_prepare(struct model *model, const struct prepare_options *options) {
   activations_destroy(model);
+  model->sequence = options->sequence && model->shard.n_tp > 1;
+  model->recompute = options->recompute;
+  model->adapted_below = options->adapted_below;
   plan_needs(model);
-  return activations_create(model, max_tokens, training);
+  return activations_create(model, options);
 }
 
 int64_t model_base_parameters(const struct model_facts *f) {

@@ -30,22 +30,33 @@ struct kv_cache {
   struct memory_table memory;
 };
 
+/* What backward computes again. Norm outputs and activation functions always are:
+ * they cost less than their memory. */
+enum recompute {
+  RECOMPUTE_NONE,
+  RECOMPUTE_SELECTIVE, /* the ffn's pre-activations, from its input */
+  RECOMPUTE_FULL,      /* whole layers, from their input */
+};
+
 struct model {
   struct device *device;
   const struct ops *ops;
-  struct comm *tp; /* borrowed */
+  struct comm *tp, *pp; /* borrowed */
   struct model_facts facts;
   const struct arch *arch;
   struct shard shard;
   enum dtype act;
   struct weights weights;
+  struct memory_table tables;                   /* of the next three */
   float *cos_sin;                               /* [n_positions, rotary_dim / 2, 2] */
   int64_t n_positions;                          /* longest sequence prepared for */
   float *alibi;                                 /* [H_t] or NULL */
   int32_t *kv_of_head;                          /* [H_t] shard.kv_of_head, for the device */
   const struct lowrank *(*pairs)[MODULE_COUNT]; /* [L] borrowed; NULL: no adapter */
   struct layer_needs *needs;                    /* [L] */
-  int first_adapted;                            /* lowest layer with an adapter; L if none */
+  int first_adapted;                            /* lowest layer that backward reaches; the stage's end if none */
+  bool dry, sequence, adapted_below;            /* as the options below say; sequence only with tp > 1 */
+  enum recompute recompute;
   struct activations acts;
   struct kv_cache *cache;                          /* NULL but while decoding */
   struct comm_counts graph_traffic[DEVICE_GRAPHS]; /* messages over tp that a recorded micro-batch holds */
@@ -54,13 +65,25 @@ struct model {
 struct model_options {
   enum dtype act; /* DTYPE_F32 or DTYPE_BF16 */
   enum weight_storage storage;
-  int64_t n_positions; /* longest sequence */
+  int64_t n_positions;       /* longest sequence */
+  const struct shard *shard; /* what this rank holds; copied */
+  bool dry;                  /* fill the memory tables but read and allocate nothing (lorashard plan) */
 };
 
-/* Plan the shard, read this rank's weights, make the position tables. `tp` is
- * borrowed. STATUS_USAGE: the sequence is longer than the model's learned
- * positions, the layout cannot be dealt. On success the model is the caller's. */
-enum status model_create(struct device *device, struct tensor_source *source, struct comm *tp,
+struct prepare_options {
+  int64_t max_tokens; /* of a micro-batch */
+  bool training;      /* false: forward only */
+  enum recompute recompute;
+  bool sequence;      /* sequence parallelism: max_tokens, and M of every batch, are multiples of tp */
+  int64_t n_micro;    /* most micro-batches of a step; 0 counts as 1. Bounds the sets of activations of a stage */
+  bool adapted_below; /* an earlier stage has adapters: gradients flow through all of this one's layers */
+};
+
+/* Read this rank's weights, make the position tables. `tp` and `pp` are borrowed.
+ * Collective over tp where weights are quantised. A dry run needs of the device
+ * only host_memory, and no groups. STATUS_USAGE: the sequence is longer than the
+ * model's learned positions. On success the model is the caller's. */
+enum status model_create(struct device *device, struct tensor_source *source, struct comm *tp, struct comm *pp,
                          const struct model_options *options, struct model **model_p);
 void model_destroy(struct model **model_p);
 
@@ -69,9 +92,8 @@ void model_destroy(struct model **model_p);
 void model_attach(struct model *model, int layer, enum module module, const struct lowrank *pair);
 
 /* After the last model_attach: decide what backward must compute and allocate
- * every activation buffer for micro-batches of up to max_tokens. `training`
- * false: forward only. */
-enum status model_prepare(struct model *model, int64_t max_tokens, bool training);
+ * every activation buffer, model->acts.memory. */
+enum status model_prepare(struct model *model, const struct prepare_options *options);
 
 /* Parameters of a whole base model with these facts. */
 int64_t model_base_parameters(const struct model_facts *facts);

@@ -52,12 +52,19 @@ static inline struct tensor_view tensor_view_rows(struct tensor_view view, int64
 }
 
 /* A frozen weight [n_out, n_in], any dtype; rows contiguous. Expanded tile by
- * tile next to the product where its dtype is not the activations'. */
+ * tile next to the product where its dtype is not the activations'. int8 and nf4
+ * have planes beside the numbers (io/quant.h): a part of a whole matrix that begins
+ * at a tile of nf4. */
 struct weight {
   const void *data;
   enum dtype dtype;
   int64_t n_out, n_in;
+  const uint8_t *codes; /* nf4: [n_out, n_in / 64] */
+  const float *scales;  /* int8: [n_out]; nf4: [ceil(n_out / 32), n_in / 64, 2] */
 };
+
+/* Is there such a matrix in the model? In a dry run (model/weights.h) it is there without data. */
+static inline bool weight_present(const struct weight *W) { return W->n_in > 0; }
 
 /* Dropout on an adapter's input. A mask bit is a function of (seed, step,
  * layer, module, global row, global feature) only. */
@@ -134,6 +141,21 @@ struct ops {
    * dx is f32. */
   enum status (*lowrank_backward)(struct device *d, int64_t M, struct tensor_view x, const float *h,
                                   struct tensor_view dy, const struct lowrank *pair, struct tensor_view dx);
+
+  /* Halves of the two above, for callers between whose halves h and u travel over tp (sequence parallelism) or
+   * that need only one of them (recomputation). The masks are those of pair->dropout's rows.
+   * h[M, R] = drop(x)[M, K] A': the bits of lowrank_forward's h. */
+  enum status (*lowrank_project_forward)(struct device *d, int64_t M, struct tensor_view x, const struct lowrank *pair,
+                                         float *h);
+  /* y[M, N] += scale h B'. */
+  enum status (*lowrank_expand_forward)(struct device *d, int64_t M, const float *h, const struct lowrank *pair,
+                                        struct tensor_view y);
+  /* u[M, R] = scale dy B;  dB += scale dy' h. */
+  enum status (*lowrank_expand_backward)(struct device *d, int64_t M, const float *h, struct tensor_view dy,
+                                         const struct lowrank *pair, float *u);
+  /* dA += u' drop(x);  dx[M, K] += drop'(u A) unless dx.data is NULL. dx is f32. */
+  enum status (*lowrank_project_backward)(struct device *d, int64_t M, struct tensor_view x, const float *u,
+                                          const struct lowrank *pair, struct tensor_view dx);
 
   /* y[M, n] = norm(x) * w (+ b). x f32; stats [M, 2] = (mean, 1/std) (mean 0 for RMS); b may be NULL. */
   enum status (*norm_forward)(struct device *d, enum norm_kind kind, int64_t M, int64_t n, struct tensor_view x,

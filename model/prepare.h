@@ -9,7 +9,7 @@
  * more rows for a product at full rate. */
 int64_t activations_chunk(int64_t n_vocab, int n_tp, bool host_memory);
 
-enum status activations_create(struct model *model, int64_t max_tokens, bool training);
+enum status activations_create(struct model *model, const struct prepare_options *options);
 void activations_destroy(struct model *model);
 
 #endif

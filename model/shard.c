@@ -30,10 +30,10 @@ static int64_t attention_work(const struct model_facts *facts, const struct shar
 }
 static int64_t ffn_column_work(const struct model_facts *facts) { return facts->d_model * (facts->gated ? 3 : 2); }
 
-/* FFN columns are dealt in units: 32 keeps quantised blocks whole and vectors
- * full; a model so narrow that 32 would unbalance it gets smaller ones. */
+/* FFN columns are dealt in units: 64 keeps quantised blocks whole, nf4's too, and
+ * vectors full; a model so narrow that 64 would unbalance it gets smaller ones. */
 static int64_t ffn_unit(const struct model_facts *facts, int n_tp) {
-  int64_t unit = 32;
+  int64_t unit = 64;
   while (unit > 1 && facts->d_ffn < 4 * unit * n_tp) unit /= 2;
   return unit;
 }
@@ -68,6 +68,7 @@ enum status shard_plan(const struct model_facts *facts, int n_tp, int tp_rank, s
   if (n_tp > facts->d_ffn || n_tp > facts->n_vocab)
     return status_set(STATUS_USAGE, "parallel.tp %d is more than the model's %lld FFN columns or %lld vocabulary rows",
                       n_tp, (long long)facts->d_ffn, (long long)facts->n_vocab);
+  shard->stage = (struct stage){1, 0, {0, facts->n_layers}};
   shard->n_tp = n_tp;
   shard->tp_rank = tp_rank;
   deal_heads(facts, n_tp, tp_rank, shard);
@@ -107,4 +108,67 @@ struct linear_dims shard_linear(const struct shard *shard, const struct model_fa
 
 int64_t shard_layer_work(const struct shard *shard, const struct model_facts *facts) {
   return attention_work(facts, shard) + ffn_column_work(facts) * shard->ffn.n;
+}
+
+/* Products per token of a whole layer and of the head. Backward repeats them once:
+ * the base's weights have no gradient. */
+static double layer_products(const struct model_facts *facts) {
+  int64_t attention = facts->d_model * facts->head_dim * (2 * facts->n_heads + 2 * facts->n_kv_heads);
+  return (double)(attention + ffn_column_work(facts) * facts->d_ffn);
+}
+static double layer_cost(const struct model_facts *facts, int64_t layer, int first_adapted) {
+  return layer_products(facts) * (layer >= first_adapted ? 2 : 1);
+}
+static double head_cost(const struct model_facts *facts) {
+  return 2 * (double)facts->n_vocab * (double)facts->d_embed;
+}
+
+/* Layers that one stage takes from `first` on without exceeding `most`, leaving at least one for each stage behind. */
+static int64_t fill_stage(const struct model_facts *facts, int first_adapted, int64_t first, int stages_behind,
+                          double most) {
+  int64_t n = 0;
+  double cost = stages_behind == 0 ? head_cost(facts) : 0;
+  while (first + n < facts->n_layers - stages_behind) {
+    cost += layer_cost(facts, first + n, first_adapted);
+    if (n > 0 && cost > most) break;
+    n++;
+  }
+  return n;
+}
+
+/* True if stages of at most this cost hold all layers; *span: those of stage pp_rank. */
+static bool deal_layers(const struct model_facts *facts, int first_adapted, int n_pp, int pp_rank, double most,
+                        struct span *span) {
+  int64_t first = 0;
+  double last = head_cost(facts);
+  for (int s = 0; s < n_pp; s++) {
+    int64_t n = fill_stage(facts, first_adapted, first, n_pp - 1 - s, most);
+    if (s == pp_rank) *span = (struct span){first, n};
+    if (s == n_pp - 1)
+      for (int64_t layer = first; layer < first + n; layer++) last += layer_cost(facts, layer, first_adapted);
+    first += n;
+  }
+  return first == facts->n_layers && last <= most;
+}
+
+enum status shard_plan_stage(const struct model_facts *facts, int first_adapted, int n_pp, int pp_rank,
+                             struct shard *shard) {
+  if (n_pp > facts->n_layers)
+    return status_set(STATUS_USAGE, "parallel.pp %d is more than the model's %lld layers", n_pp,
+                      (long long)facts->n_layers);
+  shard->stage = (struct stage){n_pp, pp_rank, {0, facts->n_layers}};
+  if (n_pp == 1) return STATUS_OK;
+  /* Bisect the cost of the slowest stage: 60 halvings are below any difference between two splits. */
+  double low = 0, high = head_cost(facts);
+  for (int64_t layer = 0; layer < facts->n_layers; layer++) high += layer_cost(facts, layer, first_adapted);
+  struct span span = shard->stage.layers;
+  for (int i = 0; i < 60; i++) {
+    double middle = 0.5 * (low + high);
+    if (deal_layers(facts, first_adapted, n_pp, pp_rank, middle, &span))
+      high = middle;
+    else
+      low = middle;
+  }
+  deal_layers(facts, first_adapted, n_pp, pp_rank, high, &shard->stage.layers);
+  return STATUS_OK;
 }

@@ -1,6 +1,6 @@
 /*
- * shard.h: which heads, FFN columns and vocabulary rows each tp rank holds. Pure
- * functions of the model's facts and the number of ranks.
+ * shard.h: which heads, FFN columns and vocabulary rows each tp rank holds, and
+ * which layers each pipeline stage. Pure functions of the model's facts and the number of ranks.
  */
 #ifndef LORASHARD_MODEL_SHARD_H
 #define LORASHARD_MODEL_SHARD_H
@@ -16,7 +16,15 @@ struct span {
   int64_t first, n;
 };
 
+/* The layers of one pipeline stage. The first stage has the embedding, the last
+ * the final norm and the head. */
+struct stage {
+  int n_pp, pp_rank;
+  struct span layers;
+};
+
 struct shard {
+  struct stage stage;
   int n_tp, tp_rank;
   struct span heads;                   /* query heads */
   struct span kv_heads;                /* the KV heads that they read */
@@ -28,11 +36,27 @@ struct shard {
 
 /* Deal the model over n_tp ranks and say what rank tp_rank gets. With n_tp <= G
  * heads go in whole KV groups; beyond that query heads are dealt evenly and KV
- * heads replicated. FFN columns go in multiples of 32 (fewer for narrow models),
+ * heads replicated. FFN columns go in multiples of 64 (fewer for narrow models),
  * more of them to ranks with fewer heads, so that the work is even. The
  * vocabulary is cut into equal parts of ceil(V / n_tp); the last may be short.
  * STATUS_USAGE when there are more ranks than query heads or FFN columns. */
 enum status shard_plan(const struct model_facts *facts, int n_tp, int tp_rank, struct shard *shard);
+
+/* Deal the layers over n_pp stages, contiguous and so that the slowest stage is
+ * as fast as can be: forward and backward of a layer and of the head count with
+ * their products, layers below first_adapted without backward, the embedding with
+ * nothing. shard_plan itself makes one stage of all layers. STATUS_USAGE when there
+ * are more stages than layers. */
+enum status shard_plan_stage(const struct model_facts *facts, int first_adapted, int n_pp, int pp_rank,
+                             struct shard *shard);
+
+static inline bool shard_has_layer(const struct shard *shard, int64_t layer) {
+  return layer >= shard->stage.layers.first && layer < shard->stage.layers.first + shard->stage.layers.n;
+}
+static inline bool shard_is_first_stage(const struct shard *shard) { return shard->stage.pp_rank == 0; }
+static inline bool shard_is_last_stage(const struct shard *shard) {
+  return shard->stage.pp_rank == shard->stage.n_pp - 1;
+}
 
 /* Whole size and this rank's part of a linear's outputs and inputs. */
 struct linear_dims {

@@ -5,46 +5,77 @@
 
 #include "model/block.h"
 #include "model/head.h"
+#include "model/pipeline.h"
 
-/* Token and position embeddings -> x [M, D] f32, whole. */
+/* Token and position embeddings -> x [T, D] f32: the stream, whole or own rows. */
 static enum status embed(struct model *m, const struct batch *b, struct tensor_view x) {
   const struct model_facts *f = &m->facts;
   const struct weights *w = &m->weights;
   struct activations *a = &m->acts;
-  const int64_t D = f->d_model;
+  const int64_t D = f->d_model, De = f->d_embed;
   struct tensor_view rows = w->project_in.data ? a->embed : x;
+  struct tensor_view partial = m->sequence ? (struct tensor_view){a->partial.data, De, DTYPE_F32} : rows;
   TRY(m->ops->embedding(m->device, b->M, b->ids, m->shard.vocab.first, &w->embed,
-                        rows));                                              /* partial: other ranks' rows are 0 */
-  TRY(comm_all_reduce_f32(m->tp, rows.data, b->M * f->d_embed, REDUCE_SUM)); /* partial -> whole */
+                        partial)); /* partial: other ranks' rows are 0 */
+  if (m->sequence)
+    TRY(comm_reduce_scatter_f32(m->tp, partial.data, b->own * De, rows.data)); /* partial -> own rows */
+  else
+    TRY(comm_all_reduce_f32(m->tp, rows.data, b->M * De, REDUCE_SUM)); /* partial -> whole */
   if (w->project_in.data) {
-    TRY(m->ops->cast(m->device, b->M, f->d_embed, rows, (struct tensor_view){a->hidden.data, f->d_embed, m->act}));
-    TRY(m->ops->linear_forward(m->device, b->M, (struct tensor_view){a->hidden.data, f->d_embed, m->act},
-                               &w->project_in, NULL, x, false));
+    struct tensor_view narrow = {a->hidden.data, De, m->act};
+    TRY(m->ops->cast(m->device, b->own, De, rows, narrow));
+    TRY(m->ops->linear_forward(m->device, b->own, narrow, &w->project_in, NULL, x, false));
   }
-  if (w->position) TRY(m->ops->add_rows(m->device, b->M, D, b->positions, f->position_offset, w->position, x));
+  if (w->position)
+    TRY(m->ops->add_rows(m->device, b->own, D, b->positions + b->own_first, f->position_offset, w->position, x));
   if (!w->embed_norm.w) return STATUS_OK;
   /* x_end is free until the last block: the norm's input moves there */
-  TRY(m->ops->cast(m->device, b->M, D, x, a->x_end));
-  return m->ops->norm_forward(m->device, f->norm, b->M, D, a->x_end, w->embed_norm.w, w->embed_norm.b,
-                              (float)f->norm_eps, x, a->head_stats);
+  TRY(m->ops->cast(m->device, b->own, D, x, a->x_end));
+  return m->ops->norm_forward(m->device, f->norm, b->own, D, a->x_end, w->embed_norm.w, w->embed_norm.b,
+                              (float)f->norm_eps, x, a->embed_stats);
 }
 
-static enum status forward(struct model *m, const struct batch *b, struct layer_saved *layers) {
-  const int64_t L = m->facts.n_layers;
-  TRY(embed(m, b, layers[0].x1));
-  for (int layer = 0; layer < L; layer++) {
-    struct tensor_view out = layer + 1 < L ? layers[layer + 1].x1 : m->acts.x_end;
+/* --- one stage --- */
+
+static int stage_begin(const struct model *m) { return (int)m->shard.stage.layers.first; }
+static int stage_end(const struct model *m) { return (int)(m->shard.stage.layers.first + m->shard.stage.layers.n); }
+
+struct tensor_view stage_input(struct model *m, struct layer_saved *layers) { return layers[stage_begin(m)].x1; }
+
+enum status stage_forward(struct model *m, const struct batch *b, struct layer_saved *layers) {
+  if (shard_is_first_stage(&m->shard)) TRY(embed(m, b, stage_input(m, layers)));
+  for (int layer = stage_begin(m); layer < stage_end(m); layer++) {
+    struct tensor_view out = layer + 1 < stage_end(m) ? layers[layer + 1].x1 : m->acts.x_end;
     TRY(block_forward(m, b, layer, &layers[layer], out));
   }
   return STATUS_OK;
 }
 
-static enum status forward_backward(struct model *m, const struct batch *b, float g) {
-  TRY(forward(m, b, m->acts.layers));
-  TRY(head_loss(m, b, m->first_adapted < m->facts.n_layers, g));
-  for (int layer = (int)m->facts.n_layers - 1; layer >= m->first_adapted; layer--)
-    TRY(block_backward(m, b, layer, &m->acts.layers[layer]));
+enum status stage_backward(struct model *m, const struct batch *b, struct layer_saved *layers) {
+  for (int layer = stage_end(m) - 1; layer >= m->first_adapted; layer--)
+    TRY(block_backward(m, b, layer, &layers[layer]));
   return STATUS_OK;
+}
+
+enum status stage_place(struct model *m, const struct batch *batch, struct activation_set *set) {
+  struct batch *placed = &set->batch;
+  TRY(batch_place(m->device, &set->buffers, batch, placed));
+  if (!m->sequence) return STATUS_OK;
+  if (placed->M % m->shard.n_tp != 0)
+    return status_set(STATUS_USAGE, "sequence parallelism: %lld tokens are no multiple of %d ranks",
+                      (long long)placed->M, m->shard.n_tp);
+  placed->own = placed->M / m->shard.n_tp;
+  placed->own_first = placed->own * m->shard.tp_rank;
+  return STATUS_OK;
+}
+
+/* --- one stage alone: no pipeline --- */
+
+static enum status forward_backward(struct model *m, const struct batch *b, float g) {
+  struct layer_saved *layers = m->acts.sets[0].layers;
+  TRY(stage_forward(m, b, layers));
+  TRY(head_loss(m, b, m->first_adapted < stage_end(m), g));
+  return stage_backward(m, b, layers);
 }
 
 /* All that the queued work depends on besides the content of device memory. */
@@ -55,7 +86,7 @@ struct graph_key {
 };
 
 static bool has_dropout(const struct model *m) {
-  for (int layer = 0; layer < m->facts.n_layers; layer++)
+  for (int layer = stage_begin(m); layer < stage_end(m); layer++)
     for (int module = 0; module < MODULE_COUNT; module++)
       if (m->pairs[layer][module] && m->pairs[layer][module]->dropout.p > 0) return true;
   return false;
@@ -79,44 +110,91 @@ static enum status queue_micro_batch(struct model *m, const struct batch *b, flo
   return device_graph_end(m->device);
 }
 
-enum status transformer_train(struct model *m, const struct batch *b, float g, double *loss_sum) {
-  struct batch placed;
-  TRY(batch_place(m->device, &m->acts.batch, b, &placed));
-  TRY(queue_micro_batch(m, &placed, g));
-  return head_collect(m, &placed, loss_sum, NULL);
+static enum status train_alone(struct model *m, const struct micro_batches *source, float g, double *loss_sum) {
+  struct activation_set *set = &m->acts.sets[0];
+  for (int64_t i = 0; i < source->n; i++) {
+    struct batch batch;
+    TRY(source->next(source->context, i, &batch));
+    TRY(stage_place(m, &batch, set));
+    TRY(queue_micro_batch(m, &set->batch, g));
+    TRY(head_collect(m, &set->batch, loss_sum, NULL));
+  }
+  return STATUS_OK;
 }
 
-enum status transformer_loss(struct model *m, const struct batch *b, double *loss_sum, float *nll) {
-  struct batch placed;
-  TRY(batch_place(m->device, &m->acts.batch, b, &placed));
-  TRY(forward(m, &placed, m->acts.flowing));
-  TRY(head_loss(m, &placed, false, 0));
-  return head_collect(m, &placed, loss_sum, nll);
+enum status transformer_train(struct model *m, const struct micro_batches *source, float g, double *loss_sum) {
+  return m->shard.stage.n_pp > 1 ? pipeline_train(m, source, g, loss_sum) : train_alone(m, source, g, loss_sum);
+}
+
+static enum status the_only(void *context, int64_t i, struct batch *batch) {
+  (void)i;
+  *batch = *(const struct batch *)context;
+  return STATUS_OK;
+}
+
+enum status transformer_train_one(struct model *m, const struct batch *batch, float g, double *loss_sum) {
+  struct batch copy = *batch;
+  struct micro_batches source = {1, the_only, &copy};
+  return transformer_train(m, &source, g, loss_sum);
+}
+
+/* --- forward alone, through all stages --- */
+
+/* Place the batch in the first set and run it to x_end: on return of the last stage that of the whole model. */
+static enum status forward_only(struct model *m, const struct batch *batch) {
+  struct activation_set *set = &m->acts.sets[0];
+  TRY(stage_place(m, batch, set));
+  TRY(pipeline_receive_input(m, &set->batch, m->acts.flowing));
+  TRY(stage_forward(m, &set->batch, m->acts.flowing));
+  return pipeline_send_output(m, &set->batch);
+}
+
+enum status transformer_loss(struct model *m, const struct batch *batch, double *loss_sum, float *nll) {
+  const struct batch *b = &m->acts.sets[0].batch;
+  TRY(forward_only(m, batch));
+  if (shard_is_last_stage(&m->shard)) {
+    TRY(head_loss(m, b, false, 0));
+    TRY(head_collect(m, b, loss_sum, nll));
+  }
+  return nll ? pipeline_spread(m, nll, (size_t)batch->M * sizeof *nll) : STATUS_OK;
 }
 
 enum status transformer_logits(struct model *m, const struct batch *b, const int32_t *rows, int64_t n, float *logits) {
-  struct batch asked = *b, placed;
+  struct batch asked = *b;
   asked.wanted = rows;
   asked.n_wanted = n;
-  TRY(batch_place(m->device, &m->acts.batch, &asked, &placed));
-  TRY(forward(m, &placed, m->acts.flowing));
-  return head_logits(m, &placed, logits);
+  TRY(forward_only(m, &asked));
+  if (shard_is_last_stage(&m->shard)) TRY(head_logits(m, &m->acts.sets[0].batch, logits));
+  for (int64_t i = 0; i < n; i++)
+    TRY(pipeline_spread(m, logits + i * m->facts.n_vocab, (size_t)m->facts.n_vocab * sizeof *logits));
+  return STATUS_OK;
+}
+
+static enum status look(struct model *m, int64_t n, struct tensor_view x, int layer, int *first) {
+  double sum;
+  TRY(m->ops->sum_squares(m->device, x.data, n, &sum));
+  if (!isfinite(sum) && layer < *first) *first = layer; /* all ranks go on together */
+  return STATUS_OK;
 }
 
 enum status transformer_find_not_finite(struct model *m, const struct batch *batch, int *place) {
-  const int L = (int)m->facts.n_layers;
   struct layer_saved *layers = m->acts.flowing;
-  struct batch placed, *b = &placed;
-  TRY(batch_place(m->device, &m->acts.batch, batch, b));
-  TRY(embed(m, b, layers[0].x1));
-  int first = L;
-  for (int layer = -1; layer < L; layer++) {
-    struct tensor_view x = layer + 1 < L ? layers[layer + 1].x1 : m->acts.x_end;
-    double sum;
-    if (layer >= 0) TRY(block_forward(m, b, layer, &layers[layer], x));
-    TRY(m->ops->sum_squares(m->device, x.data, b->M * m->facts.d_model, &sum));
-    if (!isfinite(sum) && layer < first) first = layer; /* all ranks go on together */
+  struct activation_set *set = &m->acts.sets[0];
+  const struct batch *b = &set->batch;
+  TRY(stage_place(m, batch, set));
+  const int64_t n = b->own * m->facts.d_model;
+  int first = (int)m->facts.n_layers;
+  TRY(pipeline_receive_input(m, b, layers));
+  if (shard_is_first_stage(&m->shard)) {
+    TRY(embed(m, b, stage_input(m, layers)));
+    TRY(look(m, n, stage_input(m, layers), -1, &first));
   }
+  for (int layer = stage_begin(m); layer < stage_end(m); layer++) {
+    struct tensor_view out = layer + 1 < stage_end(m) ? layers[layer + 1].x1 : m->acts.x_end;
+    TRY(block_forward(m, b, layer, &layers[layer], out));
+    TRY(look(m, n, out, layer, &first));
+  }
+  TRY(pipeline_send_output(m, b));
   *place = first;
   return STATUS_OK;
 }
@@ -131,7 +209,7 @@ enum status kv_cache_create(struct model *m, int64_t capacity, struct kv_cache *
   cache->v = calloc((size_t)L, sizeof *cache->v);
   enum status status = cache->k && cache->v ? STATUS_OK : status_set(STATUS_SYSTEM, "out of memory for the cache");
   size_t bytes = dtype_bytes(m->act, capacity * width);
-  for (int64_t layer = 0; layer < L && status == STATUS_OK; layer++) {
+  for (int layer = stage_begin(m); layer < stage_end(m) && status == STATUS_OK; layer++) {
     cache->k[layer] = cache->v[layer] = (struct tensor_view){NULL, width, m->act};
     status = memory_add(&cache->memory, "k", bytes, &cache->k[layer].data);
     if (status == STATUS_OK) status = memory_add(&cache->memory, "v", bytes, &cache->v[layer].data);

@@ -5,8 +5,8 @@
 
 #include "io/quant.h"
 
-#define TURN_LINES   32                /* of input rows turned at a time: a cache line or more, and a block of f8 */
-#define BUFFER_BYTES ((size_t)4 << 20) /* of a piece on its way through conversion */
+#define TURN_LINES   READ_TURN_LINES
+#define BUFFER_BYTES READ_BUFFER_BYTES
 
 enum status read_list_add(struct read_list *list, struct read_item item) {
   if (list->n == list->capacity) {
@@ -197,22 +197,35 @@ static enum status read_item_run(const struct read_item *item, struct tensor_sou
   return STATUS_OK;
 }
 
-enum status read_list_run(const struct read_list *list, struct tensor_source *source, struct device *device) {
-  enum status status = STATUS_OK;
+enum status reader_open(const struct read_list *list, struct tensor_source *source, struct device *device,
+                        struct comm *tp, struct reader *reader) {
+  *reader = (struct reader){.source = source, .device = device, .tp = tp};
   int64_t longest = longest_row(list);
   size_t buffer_bytes = (size_t)longest * TURN_LINES * sizeof(float);
   if (buffer_bytes < BUFFER_BYTES) buffer_bytes = BUFFER_BYTES;
-  char *buffer = malloc(buffer_bytes);
-  float *wide = malloc((size_t)longest * TURN_LINES * sizeof(float));
-  if (!buffer || !wide) {
-    status = status_set(STATUS_SYSTEM, "out of memory for a read buffer of %zu bytes", buffer_bytes);
-    goto out;
+  reader->buffer = malloc(buffer_bytes);
+  reader->wide = malloc((size_t)longest * TURN_LINES * sizeof(float));
+  if (!reader->buffer || !reader->wide)
+    return status_set(STATUS_SYSTEM, "out of memory for a read buffer of %zu bytes", buffer_bytes);
+  return quantiser_open(list, &reader->quantiser);
+}
+
+void reader_close(struct reader *reader) {
+  free(reader->buffer);
+  free(reader->wide);
+  quantiser_close(&reader->quantiser);
+  memset(reader, 0, sizeof *reader);
+}
+
+enum status read_list_run(const struct read_list *list, struct reader *reader) {
+  enum status status = STATUS_OK;
+  for (int i = 0; i < list->n; i++) {
+    const struct read_item *item = &list->items[i];
+    if (item->quantise.as)
+      status = quantise_item(item, reader, status);
+    else if (status == STATUS_OK && *item->slot)
+      status = read_item_run(item, reader->source, reader->device, reader->buffer, reader->wide);
   }
-  for (int i = 0; i < list->n; i++)
-    if (*list->items[i].slot) TRY_OUT(read_item_run(&list->items[i], source, device, buffer, wide));
-out:
-  free(buffer);
-  free(wide);
   return status;
 }
 

@@ -19,11 +19,12 @@
  * cpu_scratch with the same use; slots of one file may share a use when one
  * never calls the other. */
 enum cpu_scratch_use {
-  CPU_SCRATCH_WEIGHT,  /* linear.c: expanded tile of W */
-  CPU_SCRATCH_OPERAND, /* gemm_onednn.c: operands and results in another type */
-  CPU_SCRATCH_GEMM,    /* gemm_onednn.c: the library's own scratch */
-  CPU_SCRATCH_LOWRANK, /* lowrank.c */
-  CPU_SCRATCH_WORK,    /* norms, attention, cross-entropy and the other slots */
+  CPU_SCRATCH_WEIGHT,    /* linear.c: expanded tile of W */
+  CPU_SCRATCH_OPERAND,   /* gemm_onednn.c: operands and results in another type */
+  CPU_SCRATCH_GEMM,      /* gemm_onednn.c: the library's own scratch */
+  CPU_SCRATCH_LOWRANK,   /* lowrank.c: what one half needs */
+  CPU_SCRATCH_LOWRANK_U, /* lowrank.c: u between the halves of a backward */
+  CPU_SCRATCH_WORK,      /* norms, attention, cross-entropy and the other slots */
   CPU_SCRATCH_COUNT,
 };
 
@@ -96,9 +97,14 @@ static inline void cpu_store(enum dtype dtype, const float *restrict src, int64_
 
 /* --- quant.c ------------------------------------------------------------- */
 
-/* n weights of any dtype (n a multiple of its block) to f32: exactly
+/* n weights of any dtype that is not in planes (n a multiple of its block) to f32: exactly
  * quant_expand_f32's values; or to bf16: those, rounded once. One thread. */
 void cpu_expand(enum dtype dtype, const void *restrict src, int64_t n, enum dtype dst_dtype, void *restrict dst);
+
+/* Weights [column, column + n) of a row of W, of any dtype, likewise. column and n
+ * are multiples of W's block. */
+void cpu_expand_row(const struct weight *W, int64_t row, int64_t column, int64_t n, enum dtype dst_dtype,
+                    void *restrict dst);
 
 /* Rows [row, row + n_rows) and columns [column, column + n_columns) of W to
  * dst [n_rows, n_columns], parallel over rows. column and n_columns are
@@ -148,6 +154,14 @@ enum status cpu_lowrank_forward(struct device *d, int64_t M, struct tensor_view 
                                 struct tensor_view y);
 enum status cpu_lowrank_backward(struct device *d, int64_t M, struct tensor_view x, const float *h,
                                  struct tensor_view dy, const struct lowrank *pair, struct tensor_view dx);
+enum status cpu_lowrank_project_forward(struct device *d, int64_t M, struct tensor_view x, const struct lowrank *pair,
+                                        float *h);
+enum status cpu_lowrank_expand_forward(struct device *d, int64_t M, const float *h, const struct lowrank *pair,
+                                       struct tensor_view y);
+enum status cpu_lowrank_expand_backward(struct device *d, int64_t M, const float *h, struct tensor_view dy,
+                                        const struct lowrank *pair, float *u);
+enum status cpu_lowrank_project_backward(struct device *d, int64_t M, struct tensor_view x, const float *u,
+                                         const struct lowrank *pair, struct tensor_view dx);
 enum status cpu_norm_forward(struct device *d, enum norm_kind kind, int64_t M, int64_t n, struct tensor_view x,
                              const float *w, const float *b, float eps, struct tensor_view y, float *stats);
 enum status cpu_norm_apply(struct device *d, enum norm_kind kind, int64_t M, int64_t n, struct tensor_view x,

@@ -190,6 +190,17 @@ static enum status cpu_graph_end(struct device *device) {
   return STATUS_OK;
 }
 
+static uint64_t cpu_memory(const struct device *device) {
+  (void)device;
+  long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
+  uint64_t bytes = pages > 0 && page > 0 ? (uint64_t)pages * (uint64_t)page : 0;
+  unsigned long long granted;
+  FILE *file = fopen("/sys/fs/cgroup/memory.max", "re"); /* "max": no limit */
+  if (file && fscanf(file, "%llu", &granted) == 1 && granted < bytes) bytes = granted;
+  if (file) fclose(file);
+  return bytes;
+}
+
 static void cpu_identity(const struct device *device, char identity[DEVICE_IDENTITY]) {
   (void)device;
   identity[0] = 0;
@@ -212,6 +223,7 @@ static const struct device_functions cpu_functions = {
     .graph_end = cpu_graph_end,
     .graph_drop = cpu_synchronize,
     .identity = cpu_identity,
+    .memory = cpu_memory,
     .describe = cpu_describe,
 };
 

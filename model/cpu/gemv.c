@@ -38,7 +38,8 @@ struct group {
   vf w[QUANT_VECTORS];
 };
 
-VF_INLINE void load_group(enum dtype dtype, enum dtype x_dtype, const uint8_t *block, int index, struct group *group) {
+VF_INLINE void load_group(enum dtype dtype, enum dtype x_dtype, const uint8_t *block, vf scale, int index,
+                          struct group *group) {
 #ifdef __AVX512BF16__
   if (x_dtype == DTYPE_BF16 && dtype == DTYPE_BF16) {
     group->pairs = (__m512bh)_mm512_loadu_si512(block);
@@ -46,7 +47,7 @@ VF_INLINE void load_group(enum dtype dtype, enum dtype x_dtype, const uint8_t *b
   }
 #endif
 #pragma GCC unroll 8
-  for (int v = 0; v < QUANT_VECTORS; v++) group->w[v] = quant_vector(dtype, block, index, v);
+  for (int v = 0; v < QUANT_VECTORS; v++) group->w[v] = quant_vector(dtype, block, scale, index, v);
   if (x_dtype != DTYPE_BF16) return;
 #ifdef __AVX512BF16__
   group->pairs = _mm512_cvtne2ps_pbh((__m512)group->w[1], (__m512)group->w[0]);
@@ -68,12 +69,11 @@ VF_INLINE void add_group(enum dtype x_dtype, const struct group *group, const ch
   for (int v = 0; v < QUANT_VECTORS; v++) sum[v % 2] += group->w[v] * vf_get(x_dtype, x, v * VF_LANES);
 }
 
-/* The columns after the last whole group, in plain formats only. */
-static float add_rest(const struct gemv *job, const uint8_t *row, const char *x, float sum) {
-  enum dtype dtype = job->W->dtype;
+/* The columns of row n after the last whole group, in plain formats and int8 only. */
+static float add_rest(const struct gemv *job, int64_t n, const char *x, float sum) {
   for (int64_t k = job->groups * QUANT_GROUP; k < job->W->n_in; k++) {
     float w, value;
-    cpu_expand(dtype, row + dtype_bytes(dtype, k), 1, DTYPE_F32, &w);
+    cpu_expand_row(job->W, n, k, 1, DTYPE_F32, &w);
     cpu_load(job->x_dtype, x + (size_t)k * cpu_element_bytes(job->x_dtype), 1, &value);
     if (job->x_dtype == DTYPE_BF16) w = cpu_bf16_value(cpu_bf16_bits(w));
     sum += w * value;
@@ -82,9 +82,9 @@ static float add_rest(const struct gemv *job, const uint8_t *row, const char *x,
 }
 
 /* y[m, n] = or += the sum of all groups, the rest and the bias. */
-VF_INLINE void put(const struct gemv *job, int64_t m, int64_t n, const uint8_t *row, const vf sum[2]) {
+VF_INLINE void put(const struct gemv *job, int64_t m, int64_t n, const vf sum[2]) {
   float value = vf_sum(sum[0] + sum[1]), old;
-  if (job->groups * QUANT_GROUP < job->W->n_in) value = add_rest(job, row, job->x[m], value);
+  if (job->groups * QUANT_GROUP < job->W->n_in) value = add_rest(job, n, job->x[m], value);
   if (job->bias) value += job->bias[n];
   void *at = cpu_at(job->y, m, n);
   if (job->accumulate) {
@@ -98,18 +98,20 @@ VF_INLINE void put(const struct gemv *job, int64_t m, int64_t n, const uint8_t *
 VF_INLINE void dot_columns(enum dtype dtype, enum dtype x_dtype, int rows, const struct gemv *job, int64_t n,
                            int64_t next) {
   const int per_block = quant_block(dtype) / QUANT_GROUP, bytes = quant_block_bytes(dtype);
-  const uint8_t *row = (const uint8_t *)job->W->data + (size_t)n * job->row_bytes, *block = row;
+  const uint8_t *block = (const uint8_t *)job->W->data + (size_t)n * job->row_bytes;
   const size_t apart = (size_t)(next - n) * job->row_bytes;
   size_t at = 0; /* bytes into a row of x */
   vf sum[2][CPU_GEMV_ROWS][2] = {{{{0}}}};
   for (int64_t g = 0; g < job->groups; g += per_block, block += bytes) {
     __builtin_prefetch(block + AHEAD);
     __builtin_prefetch(block + apart + AHEAD);
+    const vf scale[2] = {quant_plane_scale(dtype, job->W, n, g / per_block),
+                         quant_plane_scale(dtype, job->W, next, g / per_block)};
 #pragma GCC unroll 8
     for (int i = 0; i < per_block; i++) {
       struct group group[2];
-      load_group(dtype, x_dtype, block, i, &group[0]);
-      load_group(dtype, x_dtype, block + apart, i, &group[1]);
+      load_group(dtype, x_dtype, block, scale[0], i, &group[0]);
+      load_group(dtype, x_dtype, block + apart, scale[1], i, &group[1]);
 #pragma GCC unroll 4
       for (int m = 0; m < rows; m++) {
         add_group(x_dtype, &group[0], (const char *)job->x[m] + at, sum[0][m]);
@@ -119,8 +121,8 @@ VF_INLINE void dot_columns(enum dtype dtype, enum dtype x_dtype, int rows, const
     }
   }
   for (int m = 0; m < rows && m < job->M; m++) {
-    put(job, m, n, row, sum[0][m]);
-    if (next > n) put(job, m, next, row + apart, sum[1][m]);
+    put(job, m, n, sum[0][m]);
+    if (next > n) put(job, m, next, sum[1][m]);
   }
 }
 
@@ -153,6 +155,8 @@ static void dot_piece(const struct gemv *job, int64_t first, int64_t end) {
     DOT_CASE(DTYPE_Q4_K)
     DOT_CASE(DTYPE_Q6_K)
     DOT_CASE(DTYPE_F8)
+    DOT_CASE(DTYPE_INT8)
+    DOT_CASE(DTYPE_NF4)
 #undef DOT_CASE
     case DTYPE_COUNT:
       break;

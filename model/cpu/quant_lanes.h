@@ -4,13 +4,14 @@
  *
  * They are so although the compiler may fuse d q + m: an 11-bit scale times a
  * number of at most 13 bits is exact in f32, so that fused or not there is one
- * rounding. Only q6_k and f8 round their products, and add nothing.
+ * rounding. Only q6_k, f8, int8 and nf4 round their products, and add nothing.
  */
 #ifndef LORASHARD_MODEL_CPU_QUANT_LANES_H
 #define LORASHARD_MODEL_CPU_QUANT_LANES_H
 
 #include "io/quant.h"
 #include "model/cpu/vmath.h"
+#include "model/ops.h"
 #ifdef __AVX__
 #include <immintrin.h>
 #endif
@@ -148,9 +149,41 @@ VF_INLINE vf quant_f16(const uint8_t *p) {
 #endif
 }
 
+/* Values of nf4 times their block's scale: the table is scaled and then looked up. */
+VF_INLINE vf quant_nf4(const uint8_t *numbers, int v, vf scale) {
+  vi q = quant_halves(numbers, v);
+#if VF_LANES >= 8
+  vf_u low, high;
+  memcpy(&low, quant_nf4_values, sizeof low);
+  memcpy(&high, quant_nf4_values + 16 - VF_LANES, sizeof high);
+#if VF_LANES == 16
+  return __builtin_shuffle(low * scale, q);
+#else
+  vi is_high = (q << 28) >> 31; /* the fourth bit; a shuffle takes the lower three */
+  vi a = (vi)__builtin_shuffle(low * scale, q), b = (vi)__builtin_shuffle(high * scale, q);
+  return (vf)((a & ~is_high) | (b & is_high));
+#endif
+#else
+  vf x;
+  for (int i = 0; i < VF_LANES; i++) x[i] = quant_nf4_values[q[i] & 15];
+  return x * scale;
+#endif
+}
+
+/* The scale of block `block` of a row in all lanes, where scales are in planes of their own; else it is not needed. */
+VF_INLINE vf quant_plane_scale(enum dtype dtype, const struct weight *W, int64_t row, int64_t block) {
+  if (dtype == DTYPE_INT8) return vf_set(W->scales[row]);
+  if (dtype != DTYPE_NF4) return (vf){0};
+  int64_t blocks = W->n_in / QUANT_NF4_BLOCK;
+  int code = W->codes[row * blocks + block];
+  const float *tile = W->scales + 2 * (row / QUANT_NF4_TILE * blocks + block);
+  float step = quant_nf4_steps[code < 127 ? 127 - code : code - 127];
+  return vf_set(__builtin_fmaf(code < 127 ? -step : step, tile[0], tile[1]));
+}
+
 /* Vector v of group `group` of a block: weights group QUANT_GROUP + v VF_LANES and on. A plain format's "block" is the
- * address of group 0. Quick where dtype, group and v are known to the compiler. */
-VF_INLINE vf quant_vector(enum dtype dtype, const uint8_t *block, int group, int v) {
+ * address of group 0; scale is quant_plane_scale's. Quick where dtype, group and v are known to the compiler. */
+VF_INLINE vf quant_vector(enum dtype dtype, const uint8_t *block, vf scale, int group, int v) {
   int first = group * QUANT_GROUP + v * VF_LANES;
   vf d, m;
   switch (dtype) {
@@ -178,17 +211,24 @@ VF_INLINE vf quant_vector(enum dtype dtype, const uint8_t *block, int group, int
       return quant_q6_k(block, group, v);
     case DTYPE_F8:
       return quant_f8(block, v);
+    case DTYPE_INT8:
+      return quant_scaled(quant_signed(block + first), scale);
+    case DTYPE_NF4:
+      return quant_nf4(block + group * 16, v, scale);
     case DTYPE_COUNT:
       break;
   }
   return (vf){0};
 }
 
-/* Weights and bytes of a block, as io/dtype.h says, for the compiler. */
-VF_INLINE int quant_block(enum dtype dtype) { return dtype == DTYPE_Q4_K || dtype == DTYPE_Q6_K ? 256 : QUANT_GROUP; }
+/* Weights and bytes of a block, as io/dtype.h says, for the compiler; of plain numbers and int8 a group. */
+VF_INLINE int quant_block(enum dtype dtype) {
+  if (dtype == DTYPE_NF4) return QUANT_NF4_BLOCK;
+  return dtype == DTYPE_Q4_K || dtype == DTYPE_Q6_K ? 256 : QUANT_GROUP;
+}
 VF_INLINE int quant_block_bytes(enum dtype dtype) {
   static const int bytes[DTYPE_COUNT] = {
-      4 * QUANT_GROUP, 2 * QUANT_GROUP, 2 * QUANT_GROUP, 18, 20, 22, 24, 34, 144, 210, 36};
+      4 * QUANT_GROUP, 2 * QUANT_GROUP, 2 * QUANT_GROUP, 18, 20, 22, 24, 34, 144, 210, 36, QUANT_GROUP, 32};
   return bytes[dtype];
 }
 

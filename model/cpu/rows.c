@@ -5,12 +5,11 @@
 
 enum status cpu_embedding(struct device *d, int64_t M, const int32_t *ids, int64_t first, const struct weight *W,
                           struct tensor_view x) {
-  size_t row_bytes = dtype_bytes(W->dtype, W->n_in);
 #pragma omp parallel for num_threads(d->n_threads) if (M > 1)
   for (int64_t m = 0; m < M; m++) {
     int64_t row = ids[m] - first;
     if (row >= 0 && row < W->n_out) {
-      cpu_expand(W->dtype, (const char *)W->data + (size_t)row * row_bytes, W->n_in, DTYPE_F32, cpu_at(x, m, 0));
+      cpu_expand_row(W, row, 0, W->n_in, DTYPE_F32, cpu_at(x, m, 0));
     } else {
       memset(cpu_at(x, m, 0), 0, (size_t)W->n_in * sizeof(float));
     }

@@ -172,6 +172,14 @@ enum status cuda_lowrank_forward(struct device *d, int64_t M, struct tensor_view
                                  float *h, struct tensor_view y);
 enum status cuda_lowrank_backward(struct device *d, int64_t M, struct tensor_view x, const float *h,
                                   struct tensor_view dy, const struct lowrank *pair, struct tensor_view dx);
+enum status cuda_lowrank_project_forward(struct device *d, int64_t M, struct tensor_view x, const struct lowrank *pair,
+                                         float *h);
+enum status cuda_lowrank_expand_forward(struct device *d, int64_t M, const float *h, const struct lowrank *pair,
+                                        struct tensor_view y);
+enum status cuda_lowrank_expand_backward(struct device *d, int64_t M, const float *h, struct tensor_view dy,
+                                         const struct lowrank *pair, float *u);
+enum status cuda_lowrank_project_backward(struct device *d, int64_t M, struct tensor_view x, const float *u,
+                                          const struct lowrank *pair, struct tensor_view dx);
 enum status cuda_norm_forward(struct device *d, enum norm_kind kind, int64_t M, int64_t n, struct tensor_view x,
                               const float *w, const float *b, float eps, struct tensor_view y, float *stats);
 enum status cuda_norm_apply(struct device *d, enum norm_kind kind, int64_t M, int64_t n, struct tensor_view x,

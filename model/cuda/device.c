@@ -236,6 +236,8 @@ static void cuda_identity(const struct device *d, char identity[DEVICE_IDENTITY]
   for (char *c = identity; *c; c++) *c = *c >= 'A' && *c <= 'F' ? (char)(*c - 'A' + 'a') : *c;
 }
 
+static uint64_t cuda_memory(const struct device *d) { return cuda_state(d)->properties.totalGlobalMem; }
+
 static void cuda_describe(const struct device *d, char *text, size_t size) {
   const struct cuda_state *state = cuda_state(d);
   char identity[DEVICE_IDENTITY], library[64];
@@ -295,6 +297,7 @@ static const struct device_functions cuda_functions = {
     .graph_end = cuda_graph_end,
     .graph_drop = cuda_graph_drop,
     .identity = cuda_identity,
+    .memory = cuda_memory,
     .describe = cuda_describe,
 };
 

@@ -5,8 +5,7 @@
 #include "model/cuda/quant.cuh"
 
 struct expand_args {
-  const uint8_t *src; /* W */
-  size_t row_bytes;   /* of W */
+  struct quant_source W;
   int64_t row, n_rows, column, n_columns;
   void *dst; /* [n_rows, n_columns] */
 };
@@ -16,8 +15,7 @@ __global__ void __launch_bounds__(ROWS_THREADS) expand_kernel(struct expand_args
   const int64_t column = rows_vector(log_width) * N, left = args.n_columns - column;
   if (left <= 0) return;
   for (int64_t row = rows_first(log_width); row < args.n_rows; row += rows_step(log_width)) {
-    const uint8_t *src = args.src + (size_t)(args.row + row) * args.row_bytes;
-    values<N> x = quant_values<D, N>(src, args.column + column, args.column + args.n_columns);
+    values<N> x = quant_source_values<D, N>(args.W, args.row + row, args.column + column, args.column + args.n_columns);
     put_values<N>((T *)args.dst + row * args.n_columns + column, left, x);
   }
 }
@@ -38,7 +36,7 @@ static enum status expand(struct device *d, const struct weight *W, struct expan
   constexpr int widest_here = expand_widest<D, T>;
   const struct tensor_view dst = {args.dst, args.n_columns, sizeof(T) == 2 ? DTYPE_BF16 : DTYPE_F32};
   const bool wide = cuda_vector_weight(W, args.column, widest_here) && cuda_vector_view(dst, widest_here);
-  args.row_bytes = quant_row_bytes<D>(W->n_in);
+  args.W = quant_source_of<D>(W);
   return wide ? launch_expand<D, widest_here, T>(d, args) : launch_expand<D, 1, T>(d, args);
 }
 
@@ -46,7 +44,7 @@ extern "C" enum status cuda_expand_tile(struct device *d, const struct weight *W
                                         int64_t column, int64_t n_columns, enum dtype dst_dtype, void *dst) {
   if (n_rows == 0 || n_columns == 0) return STATUS_OK;
   struct expand_args args = {};
-  args.src = (const uint8_t *)W->data, args.dst = dst;
+  args.dst = dst;
   args.row = row, args.n_rows = n_rows, args.column = column, args.n_columns = n_columns;
   CUDA_WITH_TYPE(dst_dtype, T, CUDA_WITH_DTYPE(W->dtype, D, return (expand<D, T>(d, W, args))));
   return STATUS_OK;

@@ -4,19 +4,21 @@
  *
  * They are so although the compiler may fuse d q + m: an 11-bit scale times a
  * number of at most 13 bits is exact in f32, so that fused or not there is one
- * rounding. Only q6_k and f8 round their products, and add nothing.
+ * rounding. Only q6_k, f8, int8 and nf4 round their products, and add nothing.
  */
 #ifndef LORASHARD_MODEL_CUDA_QUANT_CUH
 #define LORASHARD_MODEL_CUDA_QUANT_CUH
 
+#include "io/quant.h"
 #include "model/cuda/rows.cuh"
 
 /* Weights and bytes of a block, as io/dtype.h says, for the compiler. */
 template <enum dtype D>
-constexpr int quant_block = D < DTYPE_Q4_0                       ? 1
+constexpr int quant_block = D < DTYPE_Q4_0 || D == DTYPE_INT8    ? 1
+                            : D == DTYPE_NF4                     ? QUANT_NF4_BLOCK
                             : D == DTYPE_Q4_K || D == DTYPE_Q6_K ? 256
                                                                  : 32;
-constexpr int quant_all_bytes[DTYPE_COUNT] = {4, 2, 2, 18, 20, 22, 24, 34, 144, 210, 36};
+constexpr int quant_all_bytes[DTYPE_COUNT] = {4, 2, 2, 18, 20, 22, 24, 34, 144, 210, 36, 1, 32};
 static_assert(quant_all_bytes[DTYPE_COUNT - 1] > 0, "a format without a size");
 template <enum dtype D>
 constexpr int quant_block_bytes = quant_all_bytes[D];
@@ -192,12 +194,57 @@ __device__ __forceinline__ values<N> quant_values(const uint8_t *row, int64_t i,
   }
 }
 
+/* A weight as a kernel takes it. */
+struct quant_source {
+  const uint8_t *data, *codes;
+  const float *scales;
+  size_t row_bytes;
+  int64_t n_in;
+};
+
+static __device__ const float quant_values_of_nf4[16] = {QUANT_NF4_VALUES};
+static __device__ const float quant_steps_of_nf4[129] = {QUANT_NF4_STEPS};
+
+/* Weights i .. i + N - 1 of a row, any dtype; what lies behind end reads as 0 or is not looked at. i is a multiple of
+ * N, which is 1, 4 or 8; see cuda_vector_weight. */
+template <enum dtype D, int N>
+__device__ __forceinline__ values<N> quant_source_values(const quant_source &W, int64_t row, int64_t i, int64_t end) {
+  const uint8_t *numbers = W.data + (size_t)row * W.row_bytes;
+  if constexpr (D == DTYPE_INT8) {
+    quant_bytes<N> bytes(numbers + i);
+    const float scale = W.scales[row];
+    values<N> x;
+#pragma unroll
+    for (int k = 0; k < N; k++) x.v[k] = scale * (float)(int8_t)bytes.at(k);
+    return x;
+  } else if constexpr (D == DTYPE_NF4) {
+    const int64_t blocks = W.n_in / QUANT_NF4_BLOCK, block = i / QUANT_NF4_BLOCK;
+    const int in_block = (int)(i - block * QUANT_NF4_BLOCK), code = W.codes[row * blocks + block] - 127;
+    const float *tile = W.scales + 2 * (row / QUANT_NF4_TILE * blocks + block);
+    const float step = quant_steps_of_nf4[code < 0 ? -code : code];
+    const float scale = fmaf(code < 0 ? -step : step, tile[0], tile[1]);
+    int number[N];
+    quant_nibbles<N>(numbers + block * (QUANT_NF4_BLOCK / 2) + in_block / 32 * 16, in_block % 32, number);
+    values<N> x;
+#pragma unroll
+    for (int k = 0; k < N; k++) x.v[k] = quant_values_of_nf4[number[k]] * scale;
+    return x;
+  } else {
+    return quant_values<D, N>(numbers, i, end);
+  }
+}
+
 /* --- for host code -------------------------------------------------------------------- */
+
+template <enum dtype D>
+static inline struct quant_source quant_source_of(const struct weight *W) {
+  return {(const uint8_t *)W->data, W->codes, W->scales, quant_row_bytes<D>(W->n_in), W->n_in};
+}
 
 /* May vectors of N elements be read from the rows of W, from column on? */
 static inline bool cuda_vector_weight(const struct weight *W, int64_t column, int N) {
-  if (dtype_quantised(W->dtype)) return true;
-  size_t bytes = W->dtype == DTYPE_F32 ? 4 : 2;
+  if (dtype_quantised(W->dtype) && W->dtype != DTYPE_INT8) return true;
+  size_t bytes = W->dtype == DTYPE_INT8 ? 1 : W->dtype == DTYPE_F32 ? 4 : 2;
   return W->n_in % N == 0 && column % N == 0 && cuda_vector_pointer(W->data, bytes, N);
 }
 
@@ -221,6 +268,8 @@ static inline bool cuda_vector_weight(const struct weight *W, int64_t column, in
     CUDA_WITH_DTYPE_CASE(DTYPE_Q4_K, D, __VA_ARGS__) \
     CUDA_WITH_DTYPE_CASE(DTYPE_Q6_K, D, __VA_ARGS__) \
     CUDA_WITH_DTYPE_CASE(DTYPE_F8, D, __VA_ARGS__)   \
+    CUDA_WITH_DTYPE_CASE(DTYPE_INT8, D, __VA_ARGS__) \
+    CUDA_WITH_DTYPE_CASE(DTYPE_NF4, D, __VA_ARGS__)  \
     case DTYPE_COUNT:                                \
       break;                                         \
   }

@@ -10,8 +10,7 @@ struct embedding_args {
   int64_t M;
   const int32_t *ids;
   int64_t first;
-  const uint8_t *W;
-  size_t row_bytes;
+  struct quant_source W;
   int64_t n_out, n_in;
   struct tensor_view x;
 };
@@ -24,16 +23,16 @@ __global__ void __launch_bounds__(ROWS_THREADS) embedding_kernel(struct embeddin
     const int64_t row = args.ids[m] - args.first;
     values<N> x = {};
     if (row >= 0 && row < args.n_out) {
-      x = quant_values<D, N>(args.W + (size_t)row * args.row_bytes, column, args.n_in);
+      x = quant_source_values<D, N>(args.W, row, column, args.n_in);
     }
     put_values<N>(row_of<float>(args.x, m) + column, left, x);
   }
 }
 
 template <enum dtype D, int N>
-static enum status launch_embedding(struct device *d, struct embedding_args args) {
+static enum status launch_embedding(struct device *d, const struct weight *W, struct embedding_args args) {
   struct rows_layout layout = rows_layout(args.M, cuda_div_up(args.n_in, N), 0);
-  args.row_bytes = quant_row_bytes<D>(args.n_in);
+  args.W = quant_source_of<D>(W);
   CUDA_LAUNCH(d, (embedding_kernel<D, N>), layout.grid, ROWS_THREADS, 0, args, layout.log_width);
   return STATUS_OK;
 }
@@ -42,10 +41,10 @@ extern "C" enum status cuda_embedding(struct device *d, int64_t M, const int32_t
                                       const struct weight *W, struct tensor_view x) {
   if (M == 0 || W->n_in == 0) return STATUS_OK;
   struct embedding_args args = {};
-  args.M = M, args.ids = ids, args.first = first, args.W = (const uint8_t *)W->data;
+  args.M = M, args.ids = ids, args.first = first;
   args.n_out = W->n_out, args.n_in = W->n_in, args.x = x;
   bool wide = cuda_vector_weight(W, 0, 4) && cuda_vector_view(x, 4);
-  CUDA_WITH_DTYPE(W->dtype, D, CUDA_WITH_VECTOR(wide, 4, N, return (launch_embedding<D, N>(d, args))));
+  CUDA_WITH_DTYPE(W->dtype, D, CUDA_WITH_VECTOR(wide, 4, N, return (launch_embedding<D, N>(d, W, args))));
   return STATUS_OK;
 }
 

@@ -51,18 +51,19 @@ static void test_equal_bytes(void **state) {
                                  N_ARRAYS));
   world_assert_same_bytes(world_path(w, "a.h5"), world_path(w, "b.h5"));
   world_publish_step(w, 100, 3, 0);
-  world_ok(checkpoint_gather(world_path(w, "out/step-000100"), world_path(w, "c.h5"), true));
+  world_ok(checkpoint_gather(world_path(w, "out/step-000100"), world_path(w, "c.h5"), true, DTYPE_F32));
   world_assert_same_bytes(world_path(w, "a.h5"), world_path(w, "c.h5"));
-  world_ok(checkpoint_gather(world_path(w, "a.h5"), world_path(w, "d.h5"), true));
+  world_ok(checkpoint_gather(world_path(w, "a.h5"), world_path(w, "d.h5"), true, DTYPE_F32));
   world_assert_same_bytes(world_path(w, "a.h5"), world_path(w, "d.h5"));
 }
 
 static void test_gather_weights_only(void **state) {
   struct world *w = *state;
   world_publish_step(w, 100, 2, 0);
-  world_ok(checkpoint_gather(world_path(w, "out/step-000100"), world_path(w, "weights.h5"), false));
+  world_ok(checkpoint_gather(world_path(w, "out/step-000100"), world_path(w, "weights.h5"), false, DTYPE_F32));
   world_check_content(w, world_path(w, "weights.h5"), false);
-  world_refused(checkpoint_gather(world_path(w, "out/step-000100"), world_path(w, "out/step-000100/adapter.h5"), false),
+  world_refused(checkpoint_gather(world_path(w, "out/step-000100"), world_path(w, "out/step-000100/adapter.h5"), false,
+                                  DTYPE_F32),
                 STATUS_USAGE, "step directory", NULL);
 }
 

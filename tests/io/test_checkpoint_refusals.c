@@ -224,7 +224,7 @@ static void test_hostile(void **state) {
                {VIRTUAL_ABSOLUTE, "virtual source \"/etc/shard-0.h5\" is refused"},
                {VIRTUAL_PARENT, "virtual source \"../shard-0.h5\" is refused"},
                {HUGE_EXTENT, "claims 1099511627776 bytes that the file does not hold"},
-               {WRONG_TYPE, "layers/0/q/X: type is not 32-bit"},
+               {WRONG_TYPE, "layers/0/q/X: type is neither"},
                {DEFLATE, "layers/0/q/X: filter 1 is not supported"},
                {CYCLE, "too deeply"},
                {TEXT_CONTROL, "base_family has control characters"}};

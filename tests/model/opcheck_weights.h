@@ -8,8 +8,10 @@
 
 struct opcheck_weights {
   struct weight weight;
-  void *data;   /* exactly as long as the weights */
-  float *value; /* [n_out, n_in], by quant_expand_f32 */
+  void *data;     /* exactly as long as the weights */
+  uint8_t *codes; /* NULL but for nf4, scales but for int8 and nf4 */
+  float *scales;
+  float *value; /* [n_out, n_in], by quant_expand_f32, quant_expand_int8, quant_expand_nf4 */
 };
 
 /* Offsets of the f16 scales in a block; random bytes there could be NaN. So could f8's scale and numbers. */
@@ -31,8 +33,30 @@ static inline void opcheck_set_scales(enum dtype dtype, uint8_t *block, uint64_t
   }
 }
 
+/* Random planes for numbers that are there, and what all of them stand for. */
+static inline void opcheck_set_planes(struct opcheck_weights *w, uint64_t *seed) {
+  int64_t n_out = w->weight.n_out, n_in = w->weight.n_in, blocks = n_in / QUANT_NF4_BLOCK;
+  bool nf4 = w->weight.dtype == DTYPE_NF4;
+  int64_t n_codes = nf4 ? n_out * blocks : 0;
+  int64_t n_scales = nf4 ? 2 * ((n_out + QUANT_NF4_TILE - 1) / QUANT_NF4_TILE) * blocks : n_out;
+  if (nf4) w->codes = opcheck_alloc((size_t)n_codes);
+  w->scales = opcheck_alloc((size_t)n_scales * sizeof *w->scales);
+  for (int64_t i = 0; i < n_codes; i++) w->codes[i] = (uint8_t)opcheck_next(seed);
+  for (int64_t i = 0; i < n_scales; i++) w->scales[i] = (nf4 ? 0.1f : 0.01f) * opcheck_uniform(seed);
+  w->weight.codes = w->codes;
+  w->weight.scales = w->scales;
+  struct quant_nf4 planes = {w->data, w->codes, w->scales};
+  for (int64_t r = 0; r < n_out; r++) {
+    float *row = w->value + r * n_in;
+    if (nf4)
+      quant_expand_nf4(&planes, n_in, r, 0, n_in, row);
+    else
+      quant_expand_int8((const int8_t *)w->data + r * n_in, n_in, w->scales[r], row);
+  }
+}
+
 static inline struct opcheck_weights opcheck_weights(enum dtype dtype, int64_t n_out, int64_t n_in, uint64_t seed) {
-  struct opcheck_weights w;
+  struct opcheck_weights w = {0};
   int64_t n = n_out * n_in;
   w.data = opcheck_alloc(dtype_bytes(dtype, n));
   w.value = malloc((size_t)(n ? n : 1) * sizeof *w.value);
@@ -48,13 +72,18 @@ static inline struct opcheck_weights opcheck_weights(enum dtype dtype, int64_t n
     uint16_t half = dtype == DTYPE_BF16 ? f32_to_bf16(value) : f32_to_f16(value);
     memcpy(at, dtype == DTYPE_F32 ? (void *)&value : (void *)&half, dtype_block_bytes(dtype));
   }
-  quant_expand_f32(dtype, w.data, n, w.value);
-  w.weight = (struct weight){w.data, dtype, n_out, n_in};
+  w.weight = (struct weight){.data = w.data, .dtype = dtype, .n_out = n_out, .n_in = n_in};
+  if (dtype_in_planes(dtype))
+    opcheck_set_planes(&w, &seed);
+  else
+    quant_expand_f32(dtype, w.data, n, w.value);
   return w;
 }
 
 static inline void opcheck_weights_free(struct opcheck_weights *w) {
   opcheck_release(w->data);
+  opcheck_release(w->codes);
+  opcheck_release(w->scales);
   free(w->value);
 }
 

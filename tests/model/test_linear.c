@@ -116,7 +116,10 @@ static void stored_types(void **state) {
   for (int dtype = 0; dtype < DTYPE_COUNT; dtype++) {
     for (int t = 0; t < 2; t++) {
       enum dtype act = t ? DTYPE_BF16 : DTYPE_F32;
-      check_both(d, (struct linear_case){.M = 7, .K = 512, .N = 40, .x = act, .weight = (enum dtype)dtype, .y = act});
+      struct linear_case c = {.M = 7, .K = 512, .N = 40, .x = act, .weight = (enum dtype)dtype, .y = act};
+      check_both(d, c);
+      c.K = 45;
+      if (dtype_block(c.weight) == 1) check_both(d, c);
     }
   }
   opcheck_close(&d);
@@ -137,7 +140,7 @@ static void few_rows(void **state) {
         c.accumulate = M & 2;
         check_forward(d, &c);
         c.K = 45;
-        if (!dtype_quantised(c.weight)) check_forward(d, &c);
+        if (dtype_block(c.weight) == 1) check_forward(d, &c);
       }
     }
   }
@@ -177,6 +180,9 @@ static void several_weight_tiles(void **state) {
   struct device *d = opcheck_device(2);
   struct linear_case forward = {
       .M = 5, .K = 1024, .N = 2100, .x = DTYPE_F32, .weight = DTYPE_Q8_0, .y = DTYPE_F32, .bias = true};
+  check_forward(d, &forward);
+  check_backward(d, &forward);
+  forward.weight = DTYPE_NF4;
   check_forward(d, &forward);
   check_backward(d, &forward);
   forward.weight = DTYPE_F32;

@@ -7,6 +7,7 @@ struct problem {
   int64_t M, K, N, r;
   enum dtype x_dtype, y_dtype;
   float p;
+  bool halves; /* by the slots of one half each */
   struct opcheck_matrix x, dy;
   float *A, *B, *h, *dA, *dB;
   int64_t *row_ids;
@@ -92,8 +93,9 @@ static struct sum *reference_u(const struct problem *t) {
  * multiplies bf16 x on tensor cores, whose other operands are then rounded to
  * bf16 as well: half a last place, 2^-8, for each of `factors` on the way to s. */
 static double tolerance(const struct problem *t, const struct sum *s, int64_t inner, int64_t outer, int factors) {
-  double rounding = (double)(inner + outer + 6) * opcheck_rounding(t->x_dtype);
-  bool rounded = !opcheck_on_cpu() && t->x_dtype == DTYPE_BF16;
+  bool bf16 = t->x_dtype == DTYPE_BF16 || (t->halves && t->y_dtype == DTYPE_BF16); /* a half has its own type */
+  double rounding = (double)(inner + outer + 6) * opcheck_rounding(bf16 ? DTYPE_BF16 : DTYPE_F32);
+  bool rounded = !opcheck_on_cpu() && bf16;
   return (rounding + (rounded ? factors * 0x1p-8 : 0)) * s->size;
 }
 /* h: drop(x) and A; y: those, h and B. u: dy (if it is f32) and B; dA: those, u and drop(x); dB: those of h, h and dy;
@@ -103,9 +105,29 @@ enum { FACTORS_H = 2, FACTORS_Y = 4, FACTORS_DA = 4, FACTORS_DB = 4, FACTORS_DX 
 /* Storing bf16: half a unit in the last place. */
 static double store_error(enum dtype dtype) { return dtype == DTYPE_BF16 ? 0x1p-8 : 0x1p-23; }
 
+static void run_forward(struct device *d, struct problem *t, struct tensor_view y) {
+  if (!t->halves) {
+    opcheck_run(d, lowrank_forward, t->M, t->x.view, &t->pair, t->h, y);
+    return;
+  }
+  opcheck_run(d, lowrank_project_forward, t->M, t->x.view, &t->pair, t->h);
+  opcheck_run(d, lowrank_expand_forward, t->M, t->h, &t->pair, y);
+}
+
+static void run_backward(struct device *d, struct problem *t, struct tensor_view dx) {
+  if (!t->halves) {
+    opcheck_run(d, lowrank_backward, t->M, t->x.view, t->h, t->dy.view, &t->pair, dx);
+    return;
+  }
+  float *u = opcheck_floats(t->M * t->r);
+  opcheck_run(d, lowrank_expand_backward, t->M, t->h, t->dy.view, &t->pair, u);
+  opcheck_run(d, lowrank_project_backward, t->M, t->x.view, u, &t->pair, dx);
+  opcheck_release(u);
+}
+
 static void check_forward(struct device *d, struct problem *t, const struct sum *h) {
   struct opcheck_matrix y = opcheck_random(t->y_dtype, t->M, t->N, 5, 1, 7), old = opcheck_copy(&y);
-  opcheck_run(d, lowrank_forward, t->M, t->x.view, &t->pair, t->h, y.view);
+  run_forward(d, t, y.view);
   opcheck_guard("y", &y);
   struct opcheck_worst worst_h = {.name = "h"}, worst_y = {.name = "y"};
   for (int64_t m = 0; m < t->M; m++) {
@@ -162,7 +184,7 @@ static void check_backward(struct device *d, struct problem *t, const struct sum
   struct sum *u = reference_u(t);
   float *old_dA = opcheck_place(t->dA, (size_t)(t->r * t->K) * sizeof *old_dA);
   float *old_dB = opcheck_place(t->dB, (size_t)(t->r * t->N) * sizeof *old_dB);
-  opcheck_run(d, lowrank_backward, t->M, t->x.view, t->h, t->dy.view, &t->pair, dx.view);
+  run_backward(d, t, dx.view);
   opcheck_guard("dx", &dx);
   check_gradients(t, old_dA, old_dB, h, u);
   struct opcheck_worst worst = {.name = "dx"};
@@ -216,6 +238,120 @@ static void shapes(void **state) {
   opcheck_close(&d);
 }
 
+/* The halves in the type of their own activations each: on the CPU that makes no difference, on a GPU these types have
+ * no whole to give the bits of. */
+static void halves_of_mixed_types(void **state) {
+  (void)state;
+  static const int64_t list[][4] = {{3, 37, 41, 3}, {17, 64, 96, 8}, {77, 261, 131, 13}, {5, 0, 6, 4}, {5, 6, 0, 4}};
+  struct device *d = opcheck_device(2);
+  for (size_t s = 0; s < sizeof list / sizeof *list; s++) {
+    for (int t = 0; t < 4; t++) {
+      enum dtype x = t & 1 ? DTYPE_BF16 : DTYPE_F32, y = t & 1 ? DTYPE_F32 : DTYPE_BF16;
+      struct problem p = problem(list[s][0], list[s][1], list[s][2], list[s][3], x, y, t & 2 ? 0.25f : 0);
+      p.halves = true;
+      check_problem(d, p);
+    }
+  }
+  opcheck_close(&d);
+}
+
+/* h, y, u, dx, dA and dB of one way through the slots; h and u with guard zones. */
+struct outcome {
+  struct opcheck_matrix h, y, u, dx;
+  float *dA, *dB;
+};
+
+static struct outcome outcome(const struct problem *t) {
+  return (struct outcome){opcheck_matrix(DTYPE_F32, 1, t->M * t->r, 0),
+                          opcheck_random(t->y_dtype, t->M, t->N, 5, 1, 7),
+                          opcheck_matrix(DTYPE_F32, 1, t->M * t->r, 0),
+                          opcheck_random(DTYPE_F32, t->M, t->K, 4, 1, 8),
+                          opcheck_place(t->dA, (size_t)(t->r * t->K) * sizeof(float)),
+                          opcheck_place(t->dB, (size_t)(t->r * t->N) * sizeof(float))};
+}
+
+static void outcome_free(struct outcome *o) {
+  struct opcheck_matrix *all[] = {&o->h, &o->y, &o->u, &o->dx};
+  for (size_t i = 0; i < sizeof all / sizeof *all; i++) opcheck_free(all[i]);
+  opcheck_release(o->dA);
+  opcheck_release(o->dB);
+}
+
+/* Each half alone, in an order that has the other pass in between, against the whole. */
+static void check_halves(struct device *d, struct problem t, bool with_dx) {
+  struct outcome whole = outcome(&t), halves = outcome(&t);
+  const size_t dA_bytes = (size_t)(t.r * t.K) * sizeof(float), dB_bytes = (size_t)(t.r * t.N) * sizeof(float);
+  const struct tensor_view none = {0};
+  struct lowrank pair = t.pair;
+  pair.dA = whole.dA, pair.dB = whole.dB;
+  opcheck_run(d, lowrank_forward, t.M, t.x.view, &pair, whole.h.view.data, whole.y.view);
+  opcheck_run(d, lowrank_backward, t.M, t.x.view, whole.h.view.data, t.dy.view, &pair, with_dx ? whole.dx.view : none);
+
+  pair.dA = halves.dA, pair.dB = halves.dB;
+  opcheck_run(d, lowrank_project_forward, t.M, t.x.view, &pair, halves.h.view.data);
+  opcheck_run(d, lowrank_expand_backward, t.M, halves.h.view.data, t.dy.view, &pair, halves.u.view.data);
+  assert_memory_equal(halves.dA, t.dA, dA_bytes);
+  opcheck_run(d, lowrank_expand_forward, t.M, halves.h.view.data, &pair, halves.y.view);
+  assert_memory_equal(halves.dB, whole.dB, dB_bytes);
+  opcheck_run(d, lowrank_project_backward, t.M, t.x.view, halves.u.view.data, &pair, with_dx ? halves.dx.view : none);
+  assert_memory_equal(halves.dA, whole.dA, dA_bytes);
+  assert_memory_equal(halves.dB, whole.dB, dB_bytes);
+  opcheck_same_bits("h", &halves.h, &whole.h);
+  opcheck_same_bits("y", &halves.y, &whole.y);
+  opcheck_same_bits("dx", &halves.dx, &whole.dx);
+  opcheck_guard("h", &halves.h);
+  opcheck_guard("y", &halves.y);
+  opcheck_guard("u", &halves.u);
+  opcheck_guard("dx", &halves.dx);
+  outcome_free(&whole);
+  outcome_free(&halves);
+  problem_free(&t);
+}
+
+/* No tolerance: the same products. Rows and ranks as in shapes, and some that end inside of a block. */
+static void halves_give_the_bits_of_the_whole(void **state) {
+  (void)state;
+  static const int64_t rows[] = {0, 1, 2, 12, 13, 77, 333}, ranks[] = {1, 3, 4, 7, 8, 13, 16, 20, 33};
+  struct device *d = opcheck_device(2);
+  for (size_t m = 0; m < sizeof rows / sizeof *rows; m++) {
+    for (size_t i = 0; i < sizeof ranks / sizeof *ranks; i++) {
+      for (int t = 0; t < 4; t++) {
+        enum dtype act = t & 1 ? DTYPE_BF16 : DTYPE_F32;
+        bool with_dx = (m + i) % 4 != 0;
+        check_halves(d, problem(rows[m], 37, 41, ranks[i], act, act, t & 2 ? 0.25f : 0), with_dx);
+      }
+    }
+  }
+  for (int t = 0; t < 4; t++) {
+    enum dtype act = t & 1 ? DTYPE_BF16 : DTYPE_F32;
+    check_halves(d, problem(77, 261, 131, 7, act, act, t & 2 ? 0.25f : 0), true);
+    check_halves(d, problem(9, 0, 6, 5, act, act, t & 2 ? 0.25f : 0), true);
+    check_halves(d, problem(9, 6, 0, 5, act, act, t & 2 ? 0.25f : 0), true);
+  }
+  opcheck_close(&d);
+}
+
+/* Nothing is allocated after the first call of each half. */
+static void halves_allocate_once(void **state) {
+  (void)state;
+  struct device *d = opcheck_device(2);
+  struct problem t = problem(50, 96, 64, 6, DTYPE_BF16, DTYPE_BF16, 0.1f);
+  struct opcheck_matrix y = opcheck_random(DTYPE_BF16, t.M, t.N, 0, 1, 7);
+  struct opcheck_matrix dx = opcheck_random(DTYPE_F32, t.M, t.K, 0, 1, 8);
+  uint64_t allocations = 0;
+  t.halves = true;
+  for (int repeat = 0; repeat < 3; repeat++) {
+    if (repeat == 1) allocations = d->allocations;
+    run_forward(d, &t, y.view);
+    run_backward(d, &t, dx.view);
+  }
+  assert_int_equal(d->allocations, allocations);
+  opcheck_free(&y);
+  opcheck_free(&dx);
+  problem_free(&t);
+  opcheck_close(&d);
+}
+
 static void rank_out_of_range(void **state) {
   (void)state;
   struct device *d = opcheck_device(1);
@@ -224,6 +360,11 @@ static void rank_out_of_range(void **state) {
   t.pair.r = 1025;
   assert_int_equal(d->ops->lowrank_forward(d, 1, t.x.view, &t.pair, t.h, y.view), STATUS_USAGE);
   assert_int_equal(d->ops->lowrank_backward(d, 1, t.x.view, t.h, y.view, &t.pair, (struct tensor_view){0}),
+                   STATUS_USAGE);
+  assert_int_equal(d->ops->lowrank_project_forward(d, 1, t.x.view, &t.pair, t.h), STATUS_USAGE);
+  assert_int_equal(d->ops->lowrank_expand_forward(d, 1, t.h, &t.pair, y.view), STATUS_USAGE);
+  assert_int_equal(d->ops->lowrank_expand_backward(d, 1, t.h, y.view, &t.pair, t.h), STATUS_USAGE);
+  assert_int_equal(d->ops->lowrank_project_backward(d, 1, t.x.view, t.h, &t.pair, (struct tensor_view){0}),
                    STATUS_USAGE);
   opcheck_free(&y);
   problem_free(&t);
@@ -422,6 +563,9 @@ static void mask_statistics(void **state) {
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(shapes),
+      cmocka_unit_test(halves_of_mixed_types),
+      cmocka_unit_test(halves_give_the_bits_of_the_whole),
+      cmocka_unit_test(halves_allocate_once),
       cmocka_unit_test(rank_out_of_range),
       cmocka_unit_test(gradients_by_differences),
       cmocka_unit_test(independent_of_threads),

@@ -10,6 +10,27 @@ static void assert_same(enum dtype dtype, int64_t i, float got, float want) {
   }
 }
 
+/* Rows of any type against the weights' values. */
+static void check_rows(const struct opcheck_weights *w) {
+  int64_t n = w->weight.n_in;
+  enum dtype dtype = w->weight.dtype;
+  struct opcheck_matrix f32 = opcheck_matrix(DTYPE_F32, 1, n, 0), bf16 = opcheck_matrix(DTYPE_BF16, 1, n, 0);
+  for (int64_t r = 0; r < w->weight.n_out; r++) {
+    cpu_expand_row(&w->weight, r, 0, n, DTYPE_F32, f32.view.data);
+    cpu_expand_row(&w->weight, r, 0, n, DTYPE_BF16, bf16.view.data);
+    opcheck_guard("f32", &f32);
+    opcheck_guard("bf16", &bf16);
+    for (int64_t i = 0; i < n; i++) {
+      float want = w->value[r * n + i];
+      assert_same(dtype, i, opcheck_get(f32.view, 0, i), want);
+      assert_same(dtype, i, opcheck_get(bf16.view, 0, i), bf16_to_f32(f32_to_bf16(want)));
+    }
+  }
+  opcheck_free(&f32);
+  opcheck_free(&bf16);
+}
+
+/* Blocks in one piece. */
 static void check_expand(enum dtype dtype, const void *data, int64_t n) {
   float *want = malloc((size_t)n * 4);
   struct opcheck_matrix f32 = opcheck_matrix(DTYPE_F32, 1, n, 0), bf16 = opcheck_matrix(DTYPE_BF16, 1, n, 0);
@@ -33,9 +54,32 @@ static void random_blocks(void **state) {
     int64_t block = dtype_block((enum dtype)dtype);
     for (int64_t blocks = 1; blocks < 70; blocks += 17) { /* below, at and over one piece of 1024 */
       struct opcheck_weights w = opcheck_weights((enum dtype)dtype, 1, blocks * block, (uint64_t)(dtype + blocks));
-      check_expand((enum dtype)dtype, w.data, blocks * block);
+      if (!dtype_in_planes((enum dtype)dtype)) check_expand((enum dtype)dtype, w.data, blocks * block);
+      check_rows(&w);
       opcheck_weights_free(&w);
     }
+  }
+}
+
+/* Rows of several tiles of nf4 and of the last, short one; rows of int8 with weights left over after whole groups. Some
+ * scales are no numbers: their blocks are none either. */
+static void planes(void **state) {
+  (void)state;
+  static const int64_t widths[] = {64, 192, 1088, 2112};
+  for (int i = 0; i < 8; i++) {
+    bool nf4 = i % 2;
+    struct opcheck_weights w = opcheck_weights(nf4 ? DTYPE_NF4 : DTYPE_INT8, 75, widths[i / 2] - (nf4 ? 0 : 19), 20 + i);
+    check_rows(&w);
+    w.scales[3] = NAN, w.scales[6] = INFINITY, w.scales[7] = 0;
+    struct quant_nf4 all = {w.data, w.codes, w.scales};
+    for (int64_t r = 0, n = w.weight.n_in; r < w.weight.n_out; r++) {
+      if (nf4)
+        quant_expand_nf4(&all, n, r, 0, n, w.value + r * n);
+      else
+        quant_expand_int8((const int8_t *)w.data + r * n, n, w.scales[r], w.value + r * n);
+    }
+    check_rows(&w);
+    opcheck_weights_free(&w);
   }
 }
 
@@ -44,7 +88,7 @@ static void random_blocks(void **state) {
 static void any_bytes(void **state) {
   (void)state;
   uint64_t seed = 3;
-  for (int dtype = DTYPE_Q4_0; dtype < DTYPE_COUNT; dtype++) {
+  for (int dtype = DTYPE_Q4_0; !dtype_in_planes((enum dtype)dtype); dtype++) {
     int64_t n = 200 * 256;
     size_t bytes = dtype_bytes((enum dtype)dtype, n);
     uint8_t *data = malloc(bytes);
@@ -83,7 +127,7 @@ static void tiles(void **state) {
     struct device *d;
     opcheck_ok(device_open(&options, &d));
     for (int dtype = 0; dtype < DTYPE_COUNT; dtype++) {
-      enum { N = 11, K = 1024, ROW = 3, ROWS = 5, COLUMN = 256, COLUMNS = 512 };
+      enum { N = 41, K = 1024, ROW = 30, ROWS = 7, COLUMN = 256, COLUMNS = 512 };
       struct opcheck_weights w = opcheck_weights((enum dtype)dtype, N, K, 9);
       struct opcheck_matrix tile = opcheck_matrix(DTYPE_F32, ROWS, COLUMNS, 0);
       cpu_expand_tile(d, &w.weight, ROW, ROWS, COLUMN, COLUMNS, DTYPE_F32, tile.view.data);
@@ -103,7 +147,7 @@ static void tiles(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(random_blocks), cmocka_unit_test(any_bytes), cmocka_unit_test(every_half),
+      cmocka_unit_test(random_blocks), cmocka_unit_test(planes), cmocka_unit_test(any_bytes), cmocka_unit_test(every_half),
       cmocka_unit_test(bf16_rounding), cmocka_unit_test(tiles),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

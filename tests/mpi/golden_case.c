@@ -130,7 +130,26 @@ static void fill(const struct golden_case *golden, const struct param_list *list
   free(whole);
 }
 
+/* This rank's part, its stage by the lowest layer of the case's adapters. */
+static struct shard plan_shard(const struct golden_case *golden, const struct mesh *mesh,
+                               const struct model_facts *facts, bool *adapted_below) {
+  struct shard shard;
+  int first = (int)facts->n_layers;
+  for (int i = 0; i < golden->n_modules; i++)
+    if (golden->modules[i].layer < first) first = golden->modules[i].layer;
+  golden_must(shard_plan(facts, mesh->n_tp, mesh->tp_rank, &shard));
+  golden_must(shard_plan_stage(facts, first, mesh->n_pp, mesh->pp_rank, &shard));
+  *adapted_below = first < shard.stage.layers.first;
+  return shard;
+}
+
 void golden_model_open(const struct golden_case *golden, struct mesh *mesh, enum dtype act, struct golden_model *m) {
+  golden_model_open_as(golden, mesh, act, &(struct prepare_options){.n_micro = golden->rows}, m);
+}
+
+void golden_model_open_as(const struct golden_case *golden, struct mesh *mesh, enum dtype act,
+                          const struct prepare_options *how, struct golden_model *m) {
+  struct prepare_options prepare = *how;
   struct adapter_spec specs[GOLDEN_MAX_MODULES * 3];
   const char *names[GOLDEN_MAX_MODULES * 3];
   int n = 0;
@@ -138,10 +157,12 @@ void golden_model_open(const struct golden_case *golden, struct mesh *mesh, enum
   m->mesh = mesh;
   m->device = golden_device();
   golden_must(base_model_open(golden->folder, &m->source));
-  struct model_options options = {.act = act, .n_positions = golden->seq_len};
-  golden_must(model_create(m->device, m->source, mesh->tp, &options, &m->model));
+  struct shard shard = plan_shard(golden, mesh, &m->source->facts, &prepare.adapted_below);
+  struct model_options options = {.act = act, .n_positions = golden->seq_len, .shard = &shard};
+  golden_must(model_create(m->device, m->source, mesh->tp, mesh->pp, &options, &m->model));
   for (int i = 0; i < golden->n_modules; i++) {
     const struct golden_module *module = &golden->modules[i];
+    if (!shard_has_layer(&shard, module->layer)) continue;
     int which = module_from_name(module->name);
     for (int part = 0; part < (which < 0 ? 3 : 1); part++) {
       names[n] = module->name;
@@ -157,7 +178,9 @@ void golden_model_open(const struct golden_case *golden, struct mesh *mesh, enum
     model_attach(m->model, specs[i].layer, specs[i].module, &m->adapters.pairs[i]);
   }
   golden_must(param_list_send(&m->adapters.params, m->device));
-  golden_must(model_prepare(m->model, golden->rows * golden->seq_len, true));
+  prepare.training = true;
+  if (prepare.max_tokens == 0) prepare.max_tokens = golden->rows * golden->seq_len;
+  golden_must(model_prepare(m->model, &prepare));
 }
 
 void golden_model_close(struct golden_model *m) {

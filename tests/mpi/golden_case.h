@@ -52,6 +52,9 @@ struct golden_model {
 /* The case's model cut over mesh->n_tp ranks, its adapters with the golden's
  * values ("fused" as three pairs that share A), prepared for training. */
 void golden_model_open(const struct golden_case *golden, struct mesh *mesh, enum dtype act, struct golden_model *m);
+/* The same, prepared as `how` says: sequence, recompute, n_micro; max_tokens 0: all rows at once. */
+void golden_model_open_as(const struct golden_case *golden, struct mesh *mesh, enum dtype act,
+                          const struct prepare_options *how, struct golden_model *m);
 void golden_model_close(struct golden_model *m);
 
 /* The host's copy of one of a parameter's arrays, as of the last golden_fetch. */

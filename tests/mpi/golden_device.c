@@ -25,9 +25,11 @@ struct device *golden_device(void) {
   return device;
 }
 
-struct mesh *golden_mesh(int n_tp) {
+struct mesh *golden_mesh(int n_tp) { return golden_mesh_stages(n_tp, 1); }
+
+struct mesh *golden_mesh_stages(int n_tp, int n_pp) {
   struct mesh *mesh;
-  golden_must(mesh_create(n_tp, 1, &mesh));
+  golden_must(mesh_create(n_tp, n_pp, &mesh));
   golden_must(accelerator_connect(mesh, golden_device(), COMM_PATH_AUTO, true, 60));
   return mesh;
 }

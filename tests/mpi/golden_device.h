@@ -13,6 +13,7 @@ struct device *golden_device(void);
 
 /* mesh_create and mesh_use_device. */
 struct mesh *golden_mesh(int n_tp);
+struct mesh *golden_mesh_stages(int n_tp, int n_pp);
 void golden_mesh_close(struct mesh **mesh_p);
 
 /* mesh_start, and at the end golden_device's close and mesh_stop. */

@@ -1,6 +1,7 @@
 #include "golden_step.h"
 
 #include <math.h>
+#include <string.h>
 
 #include "launch/batcher.h"
 #include "lora/gradient.h"
@@ -20,15 +21,24 @@ void golden_select(struct golden_case *golden, unsigned modules, int first_layer
   golden->n_modules = n;
 }
 
+struct rows {
+  struct golden_case *golden;
+  int64_t first, count, micro_batch;
+};
+static enum status next_rows(void *context, int64_t i, struct batch *batch) {
+  const struct rows *rows = context;
+  int64_t at = i * rows->micro_batch, left = rows->count - at;
+  *batch = golden_batch(rows->golden, rows->first + at, left < rows->micro_batch ? left : rows->micro_batch);
+  return STATUS_OK;
+}
+
 static double micro_batches(struct golden_case *golden, struct golden_model *m, int64_t first, int64_t count,
                             int64_t micro_batch) {
   double loss = 0;
+  struct rows rows = {golden, first, count, micro_batch};
+  const struct micro_batches source = {(count + micro_batch - 1) / micro_batch, next_rows, &rows};
   golden_must(param_list_zero_gradients(&m->adapters.params, m->device));
-  for (int64_t i = 0; i < count; i += micro_batch) {
-    int64_t n = count - i < micro_batch ? count - i : micro_batch;
-    struct batch batch = golden_batch(golden, first + i, n);
-    golden_must(transformer_train(m->model, &batch, 1.0f / (float)golden->n_targets, &loss));
-  }
+  golden_must(transformer_train(m->model, &source, 1.0f / (float)golden->n_targets, &loss));
   return loss;
 }
 
@@ -43,7 +53,7 @@ double golden_gradient(struct golden_case *golden, struct golden_model *m, int64
 }
 
 double golden_gradient_alone(struct golden_case *golden, struct golden_model *m) {
-  golden_check(m->mesh->n_tp == 1, "the reference needs tp = 1");
+  golden_check(m->mesh->n_tp == 1 && m->mesh->n_pp == 1, "the reference needs tp = pp = 1");
   return micro_batches(golden, m, 0, golden->rows, golden->rows) / (double)golden->n_targets;
 }
 
@@ -54,13 +64,23 @@ double golden_norm(struct golden_model *m) {
   return sqrt(square);
 }
 
+/* The reference's whole matrix of a part. */
+static const struct param *find_param(const struct golden_model *reference, const struct param *part) {
+  const struct param_list *list = &reference->adapters.params;
+  for (int i = 0; i < list->n; i++)
+    if (strcmp(list->items[i].group_name, part->group_name) == 0 && strcmp(list->items[i].name, part->name) == 0)
+      return &list->items[i];
+  golden_check(false, "the reference has no %s/%s", part->group_name, part->name);
+  return NULL;
+}
+
 double golden_compare(const char *label, struct golden_model *m, struct golden_model *reference, enum golden_what what,
                       double tolerance) {
   double worst = 0;
   golden_fetch(m);
   golden_fetch(reference);
   for (int i = 0; i < m->adapters.params.n; i++) {
-    const struct param *p = &m->adapters.params.items[i], *whole = &reference->adapters.params.items[i];
+    const struct param *p = &m->adapters.params.items[i], *whole = find_param(reference, p);
     const float *got = golden_host(m, what == GOLDEN_WEIGHTS ? p->w : p->g);
     const float *want = golden_host(reference, what == GOLDEN_WEIGHTS ? whole->w : whole->g);
     double scale = golden_largest(want, whole->rows * whole->cols);

@@ -7,7 +7,7 @@
 
 #include "dist/rng.h"
 
-enum { MAX_TENSORS = 128, RANK = 3, ROWS = 3, SEQ_LEN = 16 };
+enum { MAX_TENSORS = 128, RANK = 3, ROWS = 6, SEQ_LEN = 24 };
 
 /* Tensors of one file, all f32, with the scale of their random values (0: all ones). */
 struct file_plan {

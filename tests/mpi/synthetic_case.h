@@ -14,7 +14,7 @@ struct synthetic_dims {
 };
 
 /* Write the model below a folder of its own (rank 0; all ranks call) and open
- * it: adapters of rank 3 on every linear, B not zero, 3 rows of 16 tokens. */
+ * it: adapters of rank 3 on every linear, B not zero, 6 rows of 24 tokens. */
 void synthetic_open(const struct synthetic_dims *dims, const struct mesh *mesh, struct golden_case *golden);
 
 /* Close it and remove the folder. */

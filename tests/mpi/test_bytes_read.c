@@ -99,9 +99,11 @@ static double check_base(const char *base, struct mesh *mesh) {
     base_model_close(&source);
     return 0;
   }
-  struct model_options options = {.act = DTYPE_F32, .n_positions = 24};
+  struct shard shard;
+  golden_must(shard_plan(&source->facts, mesh->n_tp, mesh->tp_rank, &shard));
+  struct model_options options = {.act = DTYPE_F32, .n_positions = 24, .shard = &shard};
   uint64_t before = source->bytes_read;
-  golden_must(model_create(device, source, mesh->tp, &options, &model));
+  golden_must(model_create(device, source, mesh->tp, mesh->pp, &options, &model));
   uint64_t read = source->bytes_read - before, planned = weights_file_bytes(source, &model->shard);
   golden_check(read == planned && planned > 0, "%s: %" PRIu64 " bytes read, %" PRIu64 " planned", base, read, planned);
 

@@ -93,7 +93,7 @@ static void check_micro_batch(const char *name, const struct targets *targets, s
   struct comm_counts want = forward_counts(m->model, batch);
   expect(name, targets, "forward", m->mesh->tp, want);
   comm_reset_counts(m->mesh->tp);
-  golden_must(transformer_train(m->model, batch, 1e-3f, &loss));
+  golden_must(transformer_train_one(m->model, batch, 1e-3f, &loss));
   struct comm_counts backward = backward_counts(m->model, batch, targets);
   want.calls += backward.calls;
   want.bytes += backward.bytes;
@@ -125,11 +125,11 @@ static void check_chunks(struct golden_case *golden, struct golden_model *m, con
   all.positions = tokens + 2 * COPIES * M;
   all.segments = segments;
   all.n_segments = n;
-  golden_must(model_prepare(m->model, all.M, true));
+  golden_must(model_prepare(m->model, &(struct prepare_options){.max_tokens = all.M, .training = true}));
   if (m->model->acts.chunk > M) m->model->acts.chunk = M; /* a device with its own memory takes larger ones */
   golden_check(count_targets(&all) > m->model->acts.chunk, "%s: one chunk holds all targets", golden->folder);
   check_micro_batch("several chunks", targets, m, &all);
-  golden_must(model_prepare(m->model, M, true));
+  golden_must(model_prepare(m->model, &(struct prepare_options){.max_tokens = M, .training = true}));
   free(tokens);
 }
 

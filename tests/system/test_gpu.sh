@@ -127,7 +127,7 @@ mkdir -p "$scratch/hung"
 for _ in $(seq 100); do [ -s "$scratch/hung/run/metrics.jsonl" ] && break || sleep 0.2; done
 hung=$(pgrep -n -f "$gpu train $scratch/job.yaml") && kill -STOP "$hung" || fault "no rank to stop: $(tail -3 "$scratch/hung/log")"
 wait $! && fault "a job with a rank that hangs ended well"
-says hung 'error: .*(all-reduce|collective) over group tp has not finished after [0-9]+ s at step'
+says hung 'error: .*(all-reduce|collective) over group tp has not finished after [0-9]+ s at step [0-9]+: rank [01] \(host [^ ]+\) does not answer'
 kill -KILL "$hung" 2>/dev/null
 
 finish

@@ -1,0 +1,161 @@
+#include "launch/peers.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "dist/mesh.h"
+
+/* Process ids mean something within one pid namespace of one running kernel. */
+struct identity {
+  char boot[40];
+  uint64_t space;
+  int32_t process;
+};
+
+struct peer {
+  int rank, process;
+  bool gone; /* it was before it could be watched */
+};
+
+static struct {
+  bool running;
+  pthread_t thread;
+  int rank, n;           /* n: other ranks of this machine */
+  struct peer *peers;    /* [n], rising ranks */
+  struct pollfd *events; /* [n + 1]; the last one asks the thread to end */
+  peers_lost_func_t *lost;
+} watch = {.rank = -1};
+
+static volatile sig_atomic_t hushed;
+
+static void on_hush(int number) {
+  (void)number;
+  hushed = 1;
+}
+
+bool peers_hushed(void) { return hushed; }
+
+void peers_hush(void) {
+  int error = errno;
+  if (!hushed)
+    for (int i = 0; i < watch.n; i++) kill(watch.peers[i].process, SIGUSR2);
+  hushed = 1;
+  errno = error;
+}
+
+static void identify(struct identity *own) {
+  struct stat info;
+  memset(own, 0, sizeof *own);
+  FILE *file = fopen("/proc/sys/kernel/random/boot_id", "re");
+  if (file && !fgets(own->boot, sizeof own->boot, file)) own->boot[0] = 0;
+  if (file) fclose(file);
+  if (stat("/proc/self/ns/pid", &info) == 0) own->space = (uint64_t)info.st_ino;
+  own->process = getpid();
+}
+
+static bool gone(int i) { return watch.peers[i].gone || watch.events[i].revents; }
+
+static void report(void) {
+  int first = -1;
+  bool speaks = true; /* no lower rank of this machine lives */
+  for (int i = watch.n - 1; i >= 0; i--) {
+    if (gone(i))
+      first = i;
+    else if (watch.peers[i].rank < watch.rank)
+      speaks = false;
+  }
+  if (speaks && first >= 0) watch.lost(watch.peers[first].rank, watch.peers[first].process);
+}
+
+static void *run(void *unused) {
+  const struct timespec moment = {.tv_nsec = 50 * 1000 * 1000};
+  bool any = false;
+  for (int i = 0; i < watch.n; i++) any |= watch.peers[i].gone;
+  while (!any)
+    if (poll(watch.events, (nfds_t)watch.n + 1, -1) > 0) break;
+  if (watch.events[watch.n].revents) return unused;
+  nanosleep(&moment, NULL); /* for the signal of a rank that has said why it ends, and for others that end with it */
+  if (hushed) return unused;
+  poll(watch.events, (nfds_t)watch.n + 1, 0);
+  if (!watch.events[watch.n].revents) report();
+  return unused;
+}
+
+/* The others among all ranks that share this machine's process ids. */
+static enum status find_peers(const struct identity *all, int world) {
+  const struct identity *own = &all[watch.rank];
+  watch.peers = calloc((size_t)world, sizeof *watch.peers);
+  watch.events = calloc((size_t)world, sizeof *watch.events);
+  if (!watch.peers || !watch.events) return status_set(STATUS_SYSTEM, "out of memory for a list of %d ranks", world);
+  int n = 0;
+  for (int r = 0; r < world; r++) {
+    if (r == watch.rank || !own->boot[0] || strcmp(all[r].boot, own->boot) != 0 || all[r].space != own->space) continue;
+    int fd = (int)syscall(SYS_pidfd_open, all[r].process, 0);
+    if (fd < 0 && errno != ESRCH) continue;
+    watch.events[n] = (struct pollfd){.fd = fd, .events = POLLIN};
+    watch.peers[n++] = (struct peer){r, all[r].process, fd < 0};
+  }
+  watch.n = n;
+  watch.events[n] = (struct pollfd){.fd = eventfd(0, EFD_CLOEXEC), .events = POLLIN};
+  return watch.events[n].fd >= 0 ? STATUS_OK : status_set(STATUS_SYSTEM, "eventfd: %s", strerror(errno));
+}
+
+static enum status start(void) {
+  sigset_t all, before;
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &before);
+  int error = pthread_create(&watch.thread, NULL, run, NULL);
+  pthread_sigmask(SIG_SETMASK, &before, NULL);
+  if (error)
+    return status_set(STATUS_SYSTEM, "cannot start a thread that watches the other ranks: %s", strerror(error));
+  watch.running = true;
+  return STATUS_OK;
+}
+
+enum status peers_watch(int rank, int world, peers_lost_func_t *lost) {
+  if (world == 1) return STATUS_OK;
+  struct identity own, *all = calloc((size_t)world, sizeof *all);
+  if (!all) return status_set(STATUS_SYSTEM, "out of memory for a list of %d ranks", world);
+  struct sigaction action;
+  memset(&action, 0, sizeof action);
+  action.sa_handler = on_hush;
+  action.sa_flags = SA_RESTART;
+  sigaction(SIGUSR2, &action, NULL); /* before anybody knows this process */
+  watch.rank = rank;
+  watch.lost = lost;
+  identify(&own);
+  enum status status = mesh_gather(&own, sizeof own, all);
+  if (status == STATUS_OK) status = find_peers(all, world);
+  if (status == STATUS_OK) status = start();
+  free(all);
+  return status;
+}
+
+void peers_unwatch(void) {
+  if (watch.running) {
+    uint64_t one = 1;
+    ssize_t written = write(watch.events[watch.n].fd, &one, sizeof one);
+    (void)written;
+    pthread_join(watch.thread, NULL);
+  }
+  watch.running = false;
+  if (watch.events)
+    for (int i = 0; i <= watch.n; i++)
+      if (watch.events[i].fd >= 0) close(watch.events[i].fd);
+  free(watch.events);
+  free(watch.peers);
+  watch.events = NULL;
+  watch.peers = NULL;
+  watch.n = 0;
+}

@@ -1,0 +1,94 @@
+/* planner_internal.h: what only the planner's files share. */
+#ifndef LORASHARD_LAUNCH_PLANNER_INTERNAL_H
+#define LORASHARD_LAUNCH_PLANNER_INTERNAL_H
+
+#include "launch/planner.h"
+#include "lora/adapter.h"
+#include "model/model.h"
+
+#define PLAN_MAX_TP 1024
+#define PLAN_MAX_PP 1024
+
+/* Sums over adapters, parts of one rank. */
+struct plan_pairs {
+  double in, out;       /* r in_t and r out_t: multiplications a token of x A' and h B' */
+  double reads, writes; /* in_t and out_t: widths of x and y */
+  double columns;       /* r of column-parallel ones: they ride along with sequence parallelism */
+  double stage, dp;     /* parameters in each reduction group */
+};
+
+/* What tensor parallelism over tp ranks makes of the model: the largest part of any
+ * rank. Sums over layers [0, l) at index l. */
+struct plan_cut {
+  struct plan_cut *next;
+  int tp;
+  int n_ranks; /* ranks that differ from each other in what they hold */
+  int *ranks;  /* [n_ranks] one of each kind */
+  double work; /* multiplications per token of a layer's linears */
+  double heads, kv_heads, ffn, vocab;
+  struct plan_pairs *before; /* [L + 1] of the adapters in layers [0, l) */
+};
+
+/* The layers of each of pp stages. */
+struct plan_stages {
+  struct plan_stages *next;
+  int pp;
+  struct span *layers; /* [pp] */
+};
+
+/* A memory table that was filled before. */
+struct plan_known {
+  struct plan_known *next;
+  struct plan_layout layout; /* dp = 0 */
+  int64_t in_flight;
+  struct plan_memory memory; /* of the largest rank */
+};
+
+struct planner {
+  const struct config *config;
+  const struct cluster *cluster;
+  struct tensor_source *source;
+  const struct model_facts *facts;
+  struct device device; /* no device: its kind of memory, for dry runs */
+  enum dtype act;
+  struct cluster_rate rate;   /* of act products */
+  enum dtype file;            /* type of the linears as stored */
+  double file_bytes;          /* that a weight takes there */
+  struct adapter_spec *specs; /* [n_specs] of the whole model, not placed */
+  int n_specs;
+  int first_adapted;
+  int64_t seq_len;
+  struct plan_cut *cuts;
+  struct plan_stages *stages;
+  struct plan_known *known;
+};
+
+/* Cached; NULL with STATUS_SYSTEM or STATUS_USAGE set otherwise. */
+enum status planner_cut(struct planner *planner, int tp, const struct plan_cut **cut_p);
+enum status planner_stages(struct planner *planner, int pp, const struct plan_stages **stages_p);
+void planner_free_costs(struct planner *planner);
+
+/* Tokens of a full micro-batch, as the batcher pads them. */
+int64_t planner_tokens(const struct planner *planner, const struct plan_layout *layout);
+/* Micro-batches of the replica that has most. */
+int64_t planner_micro_batches(const struct planner *planner, const struct plan_job *job,
+                              const struct plan_layout *layout);
+/* Rows of a micro-batch. */
+int64_t planner_rows_at_once(const struct planner *planner, const struct plan_layout *layout);
+
+/* Bytes that a rank may use. */
+double planner_room(const struct planner *planner);
+
+/* Bytes that a weight of the layers' linears takes. */
+double planner_weight_bytes(const struct planner *planner, enum base_dtype base_dtype);
+
+enum status planner_predict(struct planner *planner, const struct plan_job *job, const struct plan_layout *layout,
+                            struct plan_time *time);
+
+/* A lower bound of a rank's memory that needs no table. */
+double planner_least_memory(const struct planner *planner, const struct plan_layout *layout);
+/* Memory of the largest rank, from tables. With room above 0 it stops at the first rank that needs more. */
+enum status planner_largest(struct planner *planner, const struct plan_job *job, const struct plan_layout *layout,
+                            double room, struct plan_memory *memory);
+
+#endif

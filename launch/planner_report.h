@@ -1,0 +1,48 @@
+/*
+ * planner_report.h: a plan as one JSON object, and as text for people. Both are made
+ * from the same values.
+ */
+#ifndef LORASHARD_LAUNCH_PLANNER_REPORT_H
+#define LORASHARD_LAUNCH_PLANNER_REPORT_H
+
+#include <jansson.h>
+
+#include "launch/planner_sweep.h"
+
+/* All that was found out. */
+struct plan_report {
+  const struct config *config;
+  const struct cluster *cluster;
+  const struct model_facts *facts;
+  const char *model; /* as the user named it */
+  const char *run;   /* path of the run's configuration, or NULL */
+  bool own_length;   /* --set and defaults decide data.seq_len and the batch, not a run */
+  struct plan_job job;
+  struct plan_totals totals;
+  const struct plan_result *results; /* [n], best first */
+  int n, tried;
+  const struct sweep *sweep; /* NULL: none */
+  struct sweep_options sweep_options;
+};
+
+/* Bytes of training every parameter with Adam in mixed precision, and with adapters. */
+struct plan_comparison {
+  double full; /* weights and gradients in 16 bit, weights and two moments in f32: 16 a parameter */
+  double full_weights, full_gradients, full_master, full_moments;
+  double lora_weights; /* 16 bit */
+  double lora_trained; /* 16 for each trained parameter */
+};
+struct plan_comparison plan_compare(const struct plan_totals *totals);
+
+/* Is it the model of the LoRA paper's section on GPT-3? */
+bool plan_is_gpt3(const struct model_facts *facts);
+
+/* The command that starts a layout; malloc'ed, the caller's. */
+enum status plan_command(const struct plan_report *report, const struct plan_result *result, char **command_p);
+
+/* *object_p is the caller's (json_decref). */
+enum status plan_report_json(const struct plan_report *report, json_t **object_p);
+
+enum status plan_report_print(const struct plan_report *report);
+
+#endif

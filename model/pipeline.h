@@ -1,0 +1,35 @@
+/*
+ * pipeline.h: pipeline stages: what travels between them, and in which order a
+ * step's micro-batches pass (1F1B: one forward, one backward).
+ *
+ * Source: Narayanan et al. 2019 (PipeDream), 2021 (Megatron-LM). A stage runs ahead
+ * by as many forward passes as stages follow it, then alternates, so that it never
+ * keeps the activations of more micro-batches than that. Messages are the residual
+ * stream [T, D] f32 forward and its gradient backward, between ranks of equal tp and
+ * dp place. Stages below the lowest adapter run forward only and get no gradient.
+ */
+#ifndef LORASHARD_MODEL_PIPELINE_H
+#define LORASHARD_MODEL_PIPELINE_H
+
+#include "model/transformer.h"
+
+/* One stage's part of a pass, in transformer.c. `layers` is a set's or acts.flowing. */
+struct tensor_view stage_input(struct model *model, struct layer_saved *layers); /* [T, D] f32 */
+enum status stage_place(struct model *model, const struct batch *batch, struct activation_set *set);
+/* The first stage's input is the embeddings, which it makes; the others' must be there. Output: acts.x_end. */
+enum status stage_forward(struct model *model, const struct batch *placed, struct layer_saved *layers);
+/* acts.dx: gradient of acts.x_end -> gradient of the stage's input, where adapters lie below. */
+enum status stage_backward(struct model *model, const struct batch *placed, struct layer_saved *layers);
+
+/* transformer_train over several stages. */
+enum status pipeline_train(struct model *model, const struct micro_batches *micro_batches, float g, double *loss_sum);
+
+/* A forward pass through all stages, each by itself: from the stage before into the
+ * stage's input, and x_end to the stage behind. Nothing at the ends. */
+enum status pipeline_receive_input(struct model *model, const struct batch *placed, struct layer_saved *layers);
+enum status pipeline_send_output(struct model *model, const struct batch *placed);
+
+/* The last stage's data [bytes], host memory, to all stages. */
+enum status pipeline_spread(struct model *model, void *data, size_t bytes);
+
+#endif
