@@ -5,10 +5,12 @@
 #include <ctype.h>
 #include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "io/checkpoint_internal.h"
 #include "io/log.h"
@@ -161,11 +163,11 @@ enum status checkpoint_publish(const char *output, int64_t step, const struct ch
 static void compare_latest(const char *output, int64_t found) {
   char path[DURABLE_PATH], text[64] = "";
   if (durable_path(path, sizeof path, "%s/latest", output) != STATUS_OK) return;
-  FILE *file = fopen(path, "re");
-  if (!file) return;
-  size_t n = fread(text, 1, sizeof text - 1, file);
-  fclose(file);
-  text[n] = 0;
+  int fd = open(path, O_RDONLY | O_NONBLOCK | O_NOFOLLOW | O_CLOEXEC); /* neither a pipe nor somebody else's file */
+  if (fd < 0 && errno == ENOENT) return;
+  ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
+  if (fd >= 0) close(fd);
+  text[n > 0 ? n : 0] = 0;
   text[strcspn(text, "\r\n")] = 0;
   int64_t named = checkpoint_step_number(text, false);
   if (named == found) return;

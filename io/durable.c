@@ -40,6 +40,15 @@ enum status durable_sync_parent(const char *path) {
   return durable_sync(parent);
 }
 
+enum status durable_create(const char *path, int *fd_p) {
+  if (unlink(path) != 0 && errno != ENOENT)
+    return status_set(STATUS_SYSTEM, "%s: cannot create: %s", path, strerror(errno));
+  int fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+  if (fd < 0) return status_set(STATUS_SYSTEM, "%s: cannot create: %s", path, strerror(errno));
+  *fd_p = fd;
+  return STATUS_OK;
+}
+
 enum status durable_rename(const char *temporary, const char *path) {
   if (rename(temporary, path) != 0) {
     enum status status = status_set(STATUS_SYSTEM, "%s: cannot rename %s to it: %s", path, temporary, strerror(errno));
@@ -64,8 +73,8 @@ static enum status write_all(int fd, const char *path, const char *text, size_t 
 enum status durable_write(const char *path, const char *text, size_t length) {
   char temporary[DURABLE_PATH];
   TRY(durable_path(temporary, sizeof temporary, "%s.tmp", path));
-  int fd = open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-  if (fd < 0) return status_set(STATUS_SYSTEM, "%s: cannot create: %s", temporary, strerror(errno));
+  int fd;
+  TRY(durable_create(temporary, &fd));
   enum status status = write_all(fd, temporary, text, length);
   if (close(fd) != 0 && status == STATUS_OK)
     status = status_set(STATUS_SYSTEM, "%s: cannot close: %s", temporary, strerror(errno));
@@ -77,10 +86,13 @@ enum status durable_write(const char *path, const char *text, size_t length) {
 }
 
 enum status durable_remove_directory(const char *path) {
-  DIR *directory = opendir(path);
+  int fd = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+  DIR *directory = fd < 0 ? NULL : fdopendir(fd);
   if (!directory) {
-    if (errno == ENOENT) return STATUS_OK;
-    return status_set(STATUS_SYSTEM, "%s: cannot open it to remove it: %s", path, strerror(errno));
+    int error = errno;
+    if (fd >= 0) close(fd);
+    if (error == ENOENT || ((error == ENOTDIR || error == ELOOP) && unlink(path) == 0)) return STATUS_OK;
+    return status_set(STATUS_SYSTEM, "%s: cannot open it to remove it: %s", path, strerror(error));
   }
   enum status status = STATUS_OK;
   for (struct dirent *entry; status == STATUS_OK && (entry = readdir(directory));) {

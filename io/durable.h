@@ -20,6 +20,10 @@ enum status durable_sync(const char *path);
 /* fsync the directory that holds path. */
 enum status durable_sync_parent(const char *path);
 
+/* Make a file of this name anew, to be read and written: what stood there, be it a
+ * link, is taken away first, never followed. *fd_p is the caller's. */
+enum status durable_create(const char *path, int *fd_p);
+
 /* Rename a synced temporary file over path and sync the directory. On failure
  * the temporary file is removed. */
 enum status durable_rename(const char *temporary, const char *path);
@@ -28,7 +32,7 @@ enum status durable_rename(const char *temporary, const char *path);
 enum status durable_write(const char *path, const char *text, size_t length);
 
 /* Remove a directory of plain files; STATUS_OK if there is none. Refuses to
- * descend: a directory inside is an error. */
+ * descend: a directory inside is an error. Of a link only the link is removed. */
 enum status durable_remove_directory(const char *path);
 
 #endif

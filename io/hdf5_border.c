@@ -25,6 +25,12 @@ static bool plugins_off; /* guarded by hdf5_mutex */
 
 void hdf5_enter(void) {
   pthread_mutex_lock(&hdf5_mutex);
+  if (!plugins_off) {
+    /* Before the first call, in which later versions of HDF5 load what these name. */
+    setenv("HDF5_PLUGIN_PRELOAD", "::", 1);
+    unsetenv("HDF5_VOL_CONNECTOR");
+    unsetenv("HDF5_DRIVER");
+  }
   /* A thread-safe build of HDF5 has one error stack per thread. */
   H5Eset_auto2(H5E_DEFAULT, NULL, NULL);
   if (!plugins_off) {
@@ -126,8 +132,7 @@ enum status hdf5_create(const char *path, int64_t data_bytes, struct hdf5_output
   *output = (struct hdf5_output){.file = -1, .fd = -1};
   TRY(durable_path(output->path, sizeof output->path, "%s", path));
   TRY(durable_path(output->temporary, sizeof output->temporary, "%s.tmp", path));
-  output->fd = open(output->temporary, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-  if (output->fd < 0) return status_set(STATUS_SYSTEM, "%s: cannot create: %s", output->temporary, strerror(errno));
+  TRY(durable_create(output->temporary, &output->fd));
   TRY_OUT(reserve(output, data_bytes));
   H5_TRY_OUT(STATUS_SYSTEM, path, access = access_list());
   H5_TRY_OUT(STATUS_SYSTEM, path, hdf5_use_driver(access, output));

@@ -70,7 +70,8 @@ static enum status cut_lines(const char *path, int64_t last_step) {
   if (!from) return errno == ENOENT ? STATUS_OK : failed(path, "open");
   char temporary[PATH_SIZE + 8];
   snprintf(temporary, sizeof temporary, "%s.tmp", path);
-  FILE *to = fopen(temporary, "we");
+  unlink(temporary); /* what an ended run left, or a link to somewhere else */
+  FILE *to = fopen(temporary, "wxe");
   if (!to) {
     fclose(from);
     return failed(temporary, "create");
@@ -93,7 +94,7 @@ enum status metrics_open(const char *path, int64_t last_step, struct metrics **m
   struct metrics *metrics = calloc(1, sizeof *metrics);
   if (!metrics) return status_set(STATUS_SYSTEM, "%s: no memory to open it", path);
   snprintf(metrics->path, sizeof metrics->path, "%s", path);
-  metrics->fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
+  metrics->fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_NOFOLLOW | O_CLOEXEC, 0666);
   if (metrics->fd < 0) {
     free(metrics);
     return failed(path, "open");

@@ -121,7 +121,8 @@ enum status safetensors_writer_create(const char *path, const struct safetensors
   }
   strcat(strcpy(writer->temporary, path), ".tmp");
   TRY_OUT(make_header(path, entries, n, &header, &writer->remaining));
-  writer->fd = open(writer->temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+  unlink(writer->temporary); /* what an ended run left, or a link to somewhere else */
+  writer->fd = open(writer->temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
   if (writer->fd < 0) {
     status = status_set(STATUS_SYSTEM, "%s: cannot create: %s", writer->temporary, strerror(errno));
     goto out;

@@ -123,6 +123,20 @@ void world_write_shards(const struct world *w, const char *directory, int tp) {
   }
 }
 
+void world_write_stages(const struct world *w, const char *directory, int tp, int pp) {
+  for (int s = 0; s < pp; s++)
+    for (int t = 0; t < tp; t++) {
+      struct checkpoint_array parts[N_ARRAYS];
+      char file[32];
+      world_shard_arrays(w, t, tp, parts);
+      for (int i = 0; i < N_ARRAYS; i++)
+        if (s != (i < 4 ? 0 : pp - 1)) parts[i].part_rows = parts[i].part_cols = 0;
+      snprintf(file, sizeof file, "shard-tp%04d-pp%04d.h5", t, s);
+      world_ok(checkpoint_write_shard(directory, file, &w->header, w->modules, N_MODULES, parts, N_ARRAYS));
+      for (int i = 0; i < N_ARRAYS; i++) free(parts[i].data);
+    }
+}
+
 void world_publish_step(struct world *w, int64_t step, int tp, int keep_last) {
   char directory[256];
   w->header.step = step;

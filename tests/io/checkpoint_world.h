@@ -50,6 +50,10 @@ struct checkpoint_array world_cut(const struct checkpoint_array *whole, int64_t 
 void world_shard_arrays(const struct world *w, int t, int tp, struct checkpoint_array parts[N_ARRAYS]);
 
 void world_write_shards(const struct world *w, const char *directory, int tp);
+
+/* The same from tp x pp owners: stage 0 of pp stages holds the first module, the
+ * last stage the others, those between them nothing. */
+void world_write_stages(const struct world *w, const char *directory, int tp, int pp);
 void world_publish_step(struct world *w, int64_t step, int tp, int keep_last);
 void world_write_whole(struct world *w, const char *path);
 

@@ -37,6 +37,43 @@ static void test_round_trip_step(void **state) {
   }
 }
 
+/* Owners that hold other layers, one of them none at all: the same whole arrays, and the same gathered bytes. */
+static void test_stages(void **state) {
+  struct world *w = *state;
+  char directory[256];
+  world_write_whole(w, world_path(w, "whole.h5"));
+  for (int pp = 2; pp <= 3; pp++) {
+    const char *step = world_path(w, "out/step-000100");
+    world_ok(checkpoint_begin(w->output, 100, directory, sizeof directory));
+    world_write_stages(w, directory, 2, pp);
+    world_ok(checkpoint_publish(w->output, 100, &w->header, w->modules, N_MODULES, "lora:\n  r: 4\n", 0));
+    assert_int_equal(world_count_entries(step, "shard-tp"), 2 * pp);
+    world_check_content(w, step, true);
+    world_ok(checkpoint_gather(step, world_path(w, "gathered.h5"), true));
+    world_assert_same_bytes(world_path(w, "whole.h5"), world_path(w, "gathered.h5"));
+  }
+}
+
+/* A stage that wrote nothing leaves its layers out; a module that none of the owners may have is no module of the job.
+ */
+static void test_missing_stage(void **state) {
+  struct world *w = *state;
+  char directory[256], file[320];
+  world_ok(checkpoint_begin(w->output, 100, directory, sizeof directory));
+  world_write_stages(w, directory, 2, 2);
+  for (int t = 0; t < 2; t++) {
+    snprintf(file, sizeof file, "%s/shard-tp%04d-pp0001.h5", directory, t);
+    assert_int_equal(unlink(file), 0);
+  }
+  world_refused(checkpoint_publish(w->output, 100, &w->header, w->modules, N_MODULES, NULL, 0), STATUS_DATA,
+                "layers/2/o", "in none of the 2 shards");
+  world_ok(checkpoint_begin(w->output, 100, directory, sizeof directory));
+  world_write_stages(w, directory, 2, 2);
+  world_refused(checkpoint_publish(w->output, 100, &w->header, w->modules, 1, NULL, 0), STATUS_DATA, "layers/",
+                "not a module of this job");
+  assert_int_equal(world_count_entries(w->output, "step-000100"), 1); /* the .tmp */
+}
+
 /* Time stamps or caller's order in the file would break this; so would the
  * layout that a step was written in. */
 static void test_equal_bytes(void **state) {
@@ -51,19 +88,18 @@ static void test_equal_bytes(void **state) {
                                  N_ARRAYS));
   world_assert_same_bytes(world_path(w, "a.h5"), world_path(w, "b.h5"));
   world_publish_step(w, 100, 3, 0);
-  world_ok(checkpoint_gather(world_path(w, "out/step-000100"), world_path(w, "c.h5"), true, DTYPE_F32));
+  world_ok(checkpoint_gather(world_path(w, "out/step-000100"), world_path(w, "c.h5"), true));
   world_assert_same_bytes(world_path(w, "a.h5"), world_path(w, "c.h5"));
-  world_ok(checkpoint_gather(world_path(w, "a.h5"), world_path(w, "d.h5"), true, DTYPE_F32));
+  world_ok(checkpoint_gather(world_path(w, "a.h5"), world_path(w, "d.h5"), true));
   world_assert_same_bytes(world_path(w, "a.h5"), world_path(w, "d.h5"));
 }
 
 static void test_gather_weights_only(void **state) {
   struct world *w = *state;
   world_publish_step(w, 100, 2, 0);
-  world_ok(checkpoint_gather(world_path(w, "out/step-000100"), world_path(w, "weights.h5"), false, DTYPE_F32));
+  world_ok(checkpoint_gather(world_path(w, "out/step-000100"), world_path(w, "weights.h5"), false));
   world_check_content(w, world_path(w, "weights.h5"), false);
-  world_refused(checkpoint_gather(world_path(w, "out/step-000100"), world_path(w, "out/step-000100/adapter.h5"), false,
-                                  DTYPE_F32),
+  world_refused(checkpoint_gather(world_path(w, "out/step-000100"), world_path(w, "out/step-000100/adapter.h5"), false),
                 STATUS_USAGE, "step directory", NULL);
 }
 
@@ -240,6 +276,8 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test_setup_teardown(test_round_trip_file, world_setup, world_teardown),
       cmocka_unit_test_setup_teardown(test_round_trip_step, world_setup, world_teardown),
+      cmocka_unit_test_setup_teardown(test_stages, world_setup, world_teardown),
+      cmocka_unit_test_setup_teardown(test_missing_stage, world_setup, world_teardown),
       cmocka_unit_test_setup_teardown(test_equal_bytes, world_setup, world_teardown),
       cmocka_unit_test_setup_teardown(test_gather_weights_only, world_setup, world_teardown),
       cmocka_unit_test_setup_teardown(test_moved_step, world_setup, world_teardown),

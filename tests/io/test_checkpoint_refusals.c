@@ -2,6 +2,7 @@
  * Adapter checkpoints: what must not be published, written or believed: shards
  * that do not make a whole, a full disk, files made to harm.
  */
+#include <errno.h>
 #include <hdf5.h>
 #include <sched.h>
 #include <signal.h>
@@ -15,6 +16,7 @@
 #include <unistd.h>
 
 #include "checkpoint_world.h"
+#include "io/durable.h"
 #include "io/log.h"
 
 /* Publish what the given change makes of two shards. */
@@ -224,7 +226,7 @@ static void test_hostile(void **state) {
                {VIRTUAL_ABSOLUTE, "virtual source \"/etc/shard-0.h5\" is refused"},
                {VIRTUAL_PARENT, "virtual source \"../shard-0.h5\" is refused"},
                {HUGE_EXTENT, "claims 1099511627776 bytes that the file does not hold"},
-               {WRONG_TYPE, "layers/0/q/X: type is neither"},
+               {WRONG_TYPE, "layers/0/q/X: type is not 32-bit"},
                {DEFLATE, "layers/0/q/X: filter 1 is not supported"},
                {CYCLE, "too deeply"},
                {TEXT_CONTROL, "base_family has control characters"}};
@@ -235,6 +237,80 @@ static void test_hostile(void **state) {
     world_refused(checkpoint_open(path, &checkpoint), STATUS_DATA, "hostile.h5", cases[i].word);
     assert_null(checkpoint);
   }
+}
+
+/* Every dataset with numbers or text of its own is checksummed. */
+static herr_t check_filter(hid_t object, const char *name, const H5O_info_t *info, void *n_p) {
+  if (info->type != H5O_TYPE_DATASET) return 0;
+  hid_t dataset = H5Dopen2(object, name, H5P_DEFAULT), list = H5Dget_create_plist(dataset);
+  unsigned flags, configuration;
+  size_t n_values = 0;
+  if (H5Pget_nfilters(list) != 1 ||
+      H5Pget_filter2(list, 0, &flags, &n_values, NULL, 0, NULL, &configuration) != H5Z_FILTER_FLETCHER32)
+    fail_msg("%s has no Fletcher32", name);
+  ++*(int *)n_p;
+  H5Pclose(list);
+  H5Dclose(dataset);
+  return 0;
+}
+
+static void test_checksums(void **state) {
+  struct world *w = *state;
+  static const char *const files[] = {"out/step-000100/shard-00000.h5", "adapter.h5"};
+  world_publish_step(w, 100, 1, 0);
+  world_ok(checkpoint_gather(world_path(w, "out/step-000100"), world_path(w, "adapter.h5"), true));
+  for (int i = 0; i < 2; i++) {
+    int n = 0;
+    hid_t file = H5Fopen(world_path(w, files[i]), H5F_ACC_RDONLY, H5P_DEFAULT);
+    assert_true(file >= 0);
+    assert_true(H5Ovisit(file, H5_INDEX_NAME, H5_ITER_INC, check_filter, &n) >= 0);
+    assert_int_equal(n, N_ARRAYS + i); /* and the configuration */
+    H5Fclose(file);
+  }
+}
+
+/* Nothing is loaded from where the environment or a file says. */
+static void test_no_plugins(void **state) {
+  struct world *w = *state;
+  unsigned mask = 0xff;
+  world_write_whole(w, world_path(w, "adapter.h5"));
+  world_check_content(w, world_path(w, "adapter.h5"), true);
+  assert_true(H5PLget_loading_state(&mask) >= 0);
+  assert_int_equal(mask, 0);
+  assert_string_equal(getenv("HDF5_PLUGIN_PRELOAD"), "::");
+  assert_null(getenv("HDF5_VOL_CONNECTOR"));
+  assert_null(getenv("HDF5_DRIVER"));
+}
+
+static void make_link(const char *to, const char *path) {
+  assert_true(unlink(path) == 0 || errno == ENOENT);
+  assert_int_equal(symlink(to, path), 0);
+}
+
+/* Links that somebody left in the output directory lead nowhere. */
+static void test_links(void **state) {
+  struct world *w = *state;
+  struct world_file {
+    const char *name, *to;
+  } links[] = {{"out/step-000100.tmp", "../other"},
+               {"out/step-000200.old.tmp", "../other"},
+               {"out/latest.tmp", "../other/keep"}};
+  world_publish_step(w, 50, 1, 0);
+  assert_int_equal(mkdir(world_path(w, "other"), 0777), 0);
+  world_ok(durable_write(world_path(w, "other/keep"), "x", 1));
+  for (size_t i = 0; i < sizeof links / sizeof links[0]; i++) make_link(links[i].to, world_path(w, links[i].name));
+  world_publish_step(w, 100, 1, 0);
+  make_link("../other", world_path(w, "out/step-000060")); /* pruned */
+  make_link("../other/keep", world_path(w, "out/latest"));
+  make_link("other/keep", world_path(w, "gathered.h5.tmp"));
+  world_publish_step(w, 200, 1, 1);
+  world_ok(checkpoint_gather(world_path(w, "out/step-000200"), world_path(w, "gathered.h5"), false));
+  assert_int_equal(world_file_size(world_path(w, "other/keep")), 1);
+  assert_int_equal(world_count_entries(w->output, "step-"), 1);
+  size_t size;
+  char *latest = world_slurp(world_path(w, "out/latest"), &size);
+  assert_memory_equal(latest, "step-000200\n", size);
+  free(latest);
 }
 
 static void test_wrong_requests(void **state) {
@@ -267,8 +343,15 @@ int main(void) {
       cmocka_unit_test_setup_teardown(test_full_file_system, world_setup, world_teardown),
       cmocka_unit_test_setup_teardown(test_full_disk, world_setup, world_teardown),
       cmocka_unit_test_setup_teardown(test_hostile, world_setup, world_teardown),
+      cmocka_unit_test_setup_teardown(test_checksums, world_setup, world_teardown),
+      cmocka_unit_test_setup_teardown(test_no_plugins, world_setup, world_teardown),
+      cmocka_unit_test_setup_teardown(test_links, world_setup, world_teardown),
       cmocka_unit_test_setup_teardown(test_wrong_requests, world_setup, world_teardown),
   };
+  /* test_no_plugins, before the first call of HDF5 */
+  setenv("HDF5_VOL_CONNECTOR", "evil", 1);
+  setenv("HDF5_DRIVER", "evil", 1);
+  setenv("HDF5_PLUGIN_PATH", "/tmp", 1);
   log_setup(0, 1, LOG_ERROR); /* warnings about broken steps are expected */
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

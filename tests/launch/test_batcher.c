@@ -66,7 +66,7 @@ static int64_t find_row(const int32_t *ids, int64_t n) {
 /* The rows of one step's global batch as n_dp ranks see them, in the order of their slots. */
 static void collect(int64_t samples, int n_dp, int64_t micro_batch, int64_t *rows) {
   struct batcher batcher;
-  assert_int_equal(batcher_create(all.data, SEQ_LEN, micro_batch, true, SEED, &batcher), STATUS_OK);
+  assert_int_equal(batcher_create(all.data, SEQ_LEN, micro_batch, BATCH_TOKEN_UNIT, true, SEED, &batcher), STATUS_OK);
   for (int64_t slot = 0; slot < GLOBAL_BATCH; slot++) rows[slot] = -1;
   for (int d = 0; d < n_dp; d++) {
     int64_t first, count;
@@ -134,7 +134,7 @@ static void test_each_row_once_an_epoch(void **state) {
 static void test_counts(void **state) {
   (void)state;
   struct batcher batcher;
-  assert_int_equal(batcher_create(all.data, SEQ_LEN, 2, true, SEED, &batcher), STATUS_OK);
+  assert_int_equal(batcher_create(all.data, SEQ_LEN, 2, BATCH_TOKEN_UNIT, true, SEED, &batcher), STATUS_OK);
   int64_t whole[2], part[2], sums[2] = {0, 0};
   batcher_count(&batcher, 0, all.n, &whole[0], &whole[1]);
   assert_int_equal(whole[0], dataset_counts(all.data)->targets);

@@ -68,7 +68,8 @@ static void planes(void **state) {
   static const int64_t widths[] = {64, 192, 1088, 2112};
   for (int i = 0; i < 8; i++) {
     bool nf4 = i % 2;
-    struct opcheck_weights w = opcheck_weights(nf4 ? DTYPE_NF4 : DTYPE_INT8, 75, widths[i / 2] - (nf4 ? 0 : 19), 20 + i);
+    struct opcheck_weights w =
+        opcheck_weights(nf4 ? DTYPE_NF4 : DTYPE_INT8, 75, widths[i / 2] - (nf4 ? 0 : 19), 20 + i);
     check_rows(&w);
     w.scales[3] = NAN, w.scales[6] = INFINITY, w.scales[7] = 0;
     struct quant_nf4 all = {w.data, w.codes, w.scales};
@@ -147,8 +148,8 @@ static void tiles(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(random_blocks), cmocka_unit_test(planes), cmocka_unit_test(any_bytes), cmocka_unit_test(every_half),
-      cmocka_unit_test(bf16_rounding), cmocka_unit_test(tiles),
+      cmocka_unit_test(random_blocks), cmocka_unit_test(planes),        cmocka_unit_test(any_bytes),
+      cmocka_unit_test(every_half),    cmocka_unit_test(bf16_rounding), cmocka_unit_test(tiles),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
