@@ -2,8 +2,8 @@
 /*
  * The layout contract over tp x pp x dp, with and without sequence parallelism and
  * in each recomputation mode: the same AdamW curve as one rank by itself, to 1e-5
- * of the loss (f32 rounding over five layers gives about 1e-7), and gradients of
- * the three recomputation modes equal to the bit. Micro-batches of one row: each
+ * of the loss (f32 rounding over five layers gives about 1e-7), dropout included, and
+ * gradients of the three recomputation modes equal to the bit. Micro-batches of one row: each
  * step accumulates over several in every pipeline.
  */
 #include <math.h>
@@ -59,6 +59,14 @@ static double norm_alone(struct golden_model *m) {
   return sqrt(sum);
 }
 
+/* Masks are functions of the global row and feature: the same in every layout. */
+static void use_dropout(struct golden_model *m) {
+  for (int i = 0; i < m->adapters.n; i++) {
+    m->adapters.pairs[i].dropout.p = 0.1f;
+    m->adapters.pairs[i].dropout.seed = 7;
+  }
+}
+
 static void reference_curve(struct golden_case *golden, struct golden_model *alone) {
   for (int step = 0; step < STEPS; step++) {
     curve[step] = golden_gradient_alone(golden, alone);
@@ -92,6 +100,7 @@ static void run_mode(struct golden_case *golden, const struct layout *layout, in
       .sequence = layout->sequence, .recompute = modes[mode], .n_micro = golden->rows, .max_tokens = golden->seq_len};
   struct golden_model m;
   golden_model_open_as(golden, mesh, DTYPE_F32, &how, &m);
+  use_dropout(&m);
   for (int step = 0; step < STEPS; step++) {
     double loss = golden_gradient(golden, &m, 1), norm = golden_norm(&m);
     if (step == 0) {
@@ -132,6 +141,7 @@ int main(void) {
   synthetic_open(&dims, single, &golden);
   golden_select(&golden, GOLDEN_ALL_MODULES, 1); /* layer 0 has none: its stage may run forward only */
   golden_model_open(&golden, single, DTYPE_F32, &alone);
+  use_dropout(&alone);
   reference_curve(&golden, &alone);
   for (size_t i = 0; i < sizeof layouts / sizeof layouts[0]; i++)
     if (layouts[i].tp * layouts[i].pp * layouts[i].dp == world) run_layout(&golden, &layouts[i], &alone);

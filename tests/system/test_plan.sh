@@ -1,0 +1,86 @@
+#!/usr/bin/env bash
+# lorashard plan: every committed cluster and run, one layout by hand, sweeps, refusals, documentation.
+. "${BASH_SOURCE%/*}/harness.sh"
+
+clusters=$SOURCE_DIR/cluster-configs
+
+# number KEY: the first number of that key in `out`.
+number() { grep -o "\"$1\": *[^,}]*" out | head -1 | sed 's/.*: *//'; }
+
+# --- clusters and runs that come with the program ---
+n=0
+for cluster in "$clusters"/*.yaml; do
+  works 'start it' plan --model smollm2-135m --cluster "$cluster"
+  n=$((n + 1))
+done
+[ "$n" -ge 6 ] || fault "only $n clusters"
+
+# A run names its model and cluster in a comment, "plan: --model NAME --cluster FILE": its layout must fit there.
+n=0
+for run in "$clusters"/runs/*.yaml; do
+  line=$(sed -n 's/^# plan: //p' "$run")
+  [ -n "$line" ] || continue
+  n=$((n + 1))
+  # shellcheck disable=SC2086  # words
+  (cd "$SOURCE_DIR" && "$LORASHARD" plan $line --config "$run" --layout config --json) >out 2>err ||
+    fault "$run: $(cat err)"
+  checks=$((checks + 1))
+  grep -q '"fits": true' out || fault "$run does not fit: $(number total) bytes of $(number rank_memory)"
+  # What the README says of it.
+  row=$(grep -F "\`${run##*/}\`" "$clusters/README.md") || fault "${run##*/} is not in cluster-configs/README.md"
+  layout="$(number tp) x $(number pp) x $(number dp)"
+  [[ $row == *"| $layout |"* ]] || fault "cluster-configs/README.md: ${run##*/} is $layout"
+  [[ $row == *" $(awk -v b="$(number total)" 'BEGIN { printf "%.1f", b / 1e9 }') of "* ]] ||
+    fault "cluster-configs/README.md: ${run##*/} needs $(number total) bytes"
+done
+[ "$n" -ge 12 ] || fault "only $n runs name a model and a cluster"
+
+run plan --cluster-keys
+sed -n '/^| key | value |/,/^$/p' "$clusters/README.md" | sed '/^$/d' | diff - out >difference ||
+  fault "the keys in cluster-configs/README.md are stale (lorashard plan --cluster-keys): $(head -4 difference)"
+
+# --- GPT-3 175B beside the LoRA paper ---
+lora=(--set 'lora.targets=[q, v]' --set lora.r=4)
+works 'LoRA +350 GB' plan --model gpt3-175b --cluster "$clusters/h100-16x8.yaml" "${lora[@]}"
+grep -q '1\.2 TB to 350 GB' out || fault "gpt3-175b without the paper's numbers"
+grep -Eq 'full fine-tuning +2\.79 TB' out || fault "gpt3-175b: full fine-tuning is not 16 bytes a parameter"
+run plan --model gpt3-175b --cluster "$clusters/h100-16x8.yaml" --json "${lora[@]}"
+[ "$(number trained_parameters)" = 18874368 ] || fault "r = 4 on q and v trains $(number trained_parameters)"
+
+# --- one layout by hand ---
+one=(plan --model gpt2 --cluster "$clusters/h100-1x8.yaml" --json --layout)
+run "${one[@]}" tp=2,pp=2,micro_batch=4,sequence=on,recompute=selective
+[ "$(number dp)" = 2 ] || fault "dp does not follow from the ranks"
+[ "$(number recompute)" = '"selective"' ] || fault "recompute is $(number recompute)"
+kept=$(number activations)
+run "${one[@]}" tp=2,pp=2,micro_batch=4,sequence=on,recompute=full
+[ "$(number activations)" -lt "$kept" ] || fault "full recomputation keeps no less than selective"
+# Two all-reduces a layer each way, one of the embedding, one of the head's input, and two for each chunk of the
+# loss; at the lowest layer one: 4 x 12 - 1 + 2 and the loss. GPT-2 at 1024 positions: one chunk of 2048 a micro-batch.
+run "${one[@]}" tp=8,micro_batch=1 --set data.seq_len=1024 --set train.global_batch=1
+[ "$(number calls)" = 51.0 ] || fault "a step of GPT-2 at tp 8 has $(number calls) calls over tp, not 51"
+
+# --- sweeps ---
+run plan --model gpt3-175b --cluster "$clusters/h100-16x8.yaml" --sweep 8..16384 --strong --json "${lora[@]}"
+[ $code -eq 0 ] || fault "sweep: $(said)"
+[ "$(grep -c '"stops_at_ranks"' out)" -eq 3 ] || fault "a sweep does not say where each way of growing stops"
+works 'more of dp alone \(replicas\): never above' plan --model llama-3.1-70b --cluster "$clusters/h100-16x8.yaml" \
+  --sweep 8..1024
+
+# --- refusals ---
+refused 2 '--cluster is missing' plan --model gpt2
+refused 2 '--model or --config is missing' plan --cluster "$clusters/laptop.yaml"
+refused 2 'nearest of these is gpt3-175b' plan --model gpt3-176b --cluster "$clusters/laptop.yaml"
+refused 2 'nothing fits: the smallest layout' plan --model llama-3.1-70b --cluster "$clusters/laptop.yaml"
+refused 2 'tp 3 x pp 1 x dp 2 is not 8 ranks' plan --model gpt2 --cluster "$clusters/h100-1x8.yaml" --ranks 8 --layout tp=3
+refused 2 "unknown 'tpp'; the nearest is 'tp'" plan --model gpt2 --cluster "$clusters/h100-1x8.yaml" --layout tpp=3
+refused 2 'FROM\.\.TO' plan --model gpt2 --cluster "$clusters/h100-1x8.yaml" --sweep 8
+refused 2 'no section network' plan --model gpt2 --cluster "$clusters/h100-1x8.yaml" --sweep 8..64
+refused 2 'no device.bf16.achieved' plan --model gpt2 --cluster "$clusters/laptop.yaml" --set train.compute=bf16
+refused 2 'learned positions' plan --model gpt2 --cluster "$clusters/laptop.yaml" --set data.seq_len=4096
+sed 's/  memory:/  memroy:/' "$clusters/laptop.yaml" >typo.yaml
+refused 2 "unknown key 'device.memroy'; the nearest is 'device.memory'" plan --model gpt2 --cluster typo.yaml
+
+# A model's folder with its weights, as train takes it.
+works 'llama' plan --model "$golden/llama" --cluster "$clusters/laptop.yaml" --set data.seq_len=64
+finish
