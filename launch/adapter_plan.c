@@ -6,7 +6,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-
 static bool has_module(const struct model_facts *facts, enum module module) {
   const struct arch *arch = arch_find(facts->family);
   if (module == MODULE_GATE) return facts->gated;
@@ -224,8 +223,8 @@ enum status adapter_plan_make(struct job *job, const struct adapter_set *set) {
     adapter_plan_place(&job->source->facts, &job->shard, &own[n]);
     kept[n++] = i;
   }
-  TRY_OUT(adapters_create(job->device, job->mesh, own, n, (float)config->lora.dropout, config->train.seed,
-                          &job->adapters));
+  TRY_OUT(
+      adapters_create(job->device, job->mesh, own, n, (float)config->lora.dropout, config->train.seed, &job->adapters));
   if (set->n_modules) {
     TRY_OUT(set_values(job, set, kept));
   } else {

@@ -170,11 +170,12 @@ void job_describe(const struct job *job) {
   log_info("base      %s: %s, %.1f M parameters, %" PRId64 " layers of width %" PRId64, job->source->path,
            facts->family, 1e-6 * (double)model_base_parameters(facts), facts->n_layers, facts->d_model);
   if (mesh->n_pp > 1) snprintf(stages, sizeof stages, " x pp %d", mesh->n_pp);
-  log_info("layout    %d rank%s: tp %d x dp %d%s%s; rank 0 holds %" PRId64 " of %" PRId64 " heads, %" PRId64 " of %" PRId64
-           " FFN columns, %.1f MB of weights",
+  log_info("layout    %d rank%s: tp %d x dp %d%s%s; rank 0 holds %" PRId64 " of %" PRId64 " layers, %" PRId64
+           " of %" PRId64 " heads, %" PRId64 " of %" PRId64 " FFN columns, %.1f MB of weights",
            mesh->world, mesh->world == 1 ? "" : "s", mesh->n_tp, mesh->n_dp, stages,
-           job->config->parallel.sequence && mesh->n_tp > 1 ? ", sequence parallel" : "", job->shard.heads.n, facts->n_heads,
-           job->shard.ffn.n, facts->d_ffn, 1e-6 * (double)job->model->weights.memory.total);
+           job->config->parallel.sequence && mesh->n_tp > 1 ? ", sequence parallel" : "", job->shard.stage.layers.n,
+           facts->n_layers, job->shard.heads.n, facts->n_heads, job->shard.ffn.n, facts->d_ffn,
+           1e-6 * (double)job->model->weights.memory.total);
   log_info("device    %s; compute %s", device, dtype_name(job->model->act));
   if (!job->device->host_memory) ranks_must(accelerator_describe(job->mesh, job->device));
   int64_t trainable = adapter_plan_parameters(job);

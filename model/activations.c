@@ -212,8 +212,7 @@ static enum status make_sets(struct model *model) {
   a->flowing = calloc(L, sizeof *a->flowing);
   a->sets = calloc((size_t)a->n_sets, sizeof *a->sets);
   bool made = a->flowing && a->sets;
-  for (int i = 0; made && i < a->n_sets; i++)
-    made = (a->sets[i].layers = calloc(L, sizeof *a->sets[i].layers)) != NULL;
+  for (int i = 0; made && i < a->n_sets; i++) made = (a->sets[i].layers = calloc(L, sizeof *a->sets[i].layers)) != NULL;
   return made ? STATUS_OK : status_set(STATUS_SYSTEM, "out of memory for the activations' table");
 }
 

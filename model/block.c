@@ -38,8 +38,8 @@ enum status block_forward(struct model *m, const struct batch *b, int layer, str
 
   struct entry e = entry_of_attention(m, b, layer, s);
   TRY(entry_forward(m, b, &e, s));
-  TRY(attention_sublayer_forward(m, b, &e, s));                                                    /* n -> s->attn */
-  TRY(linear_row_forward(m, b, layer, MODULE_O, s->attn, attention_out, false, s->h[MODULE_O]));   /* partial */
+  TRY(attention_sublayer_forward(m, b, &e, s));                                                  /* n -> s->attn */
+  TRY(linear_row_forward(m, b, layer, MODULE_O, s->attn, attention_out, false, s->h[MODULE_O])); /* partial */
   if (!parallel) TRY(complete(m, b, attention_out, x2, post_norm ? e.own_n : s->x1, w->bias[MODULE_O], NULL));
 
   if (!m->facts.shared_norm) {
@@ -77,8 +77,7 @@ static enum status recompute(struct model *m, const struct batch *b, int layer, 
 /* n again, where dA of one of these modules is computed from it before the entry's sum. */
 static enum status again_for(struct model *m, const struct batch *b, const struct entry *e, unsigned modules) {
   bool used = false;
-  for (int module = 0; module < MODULE_COUNT; module++)
-    used |= m->pairs[e->layer][module] && modules >> module & 1;
+  for (int module = 0; module < MODULE_COUNT; module++) used |= m->pairs[e->layer][module] && modules >> module & 1;
   return used && !m->sequence ? entry_again(m, b, e) : STATUS_OK;
 }
 
@@ -91,7 +90,8 @@ static enum status ffn_backward(struct model *m, const struct batch *b, const st
   const enum activation kind = m->facts.activation;
   struct tensor_view wide = a->wide, dh;
   if (!m->needs[layer].hidden) wide.data = NULL;
-  if (m->pairs[layer][MODULE_DOWN]) TRY(m->ops->activation_forward(m->device, kind, b->M, F, s->gate, s->up, a->hidden));
+  if (m->pairs[layer][MODULE_DOWN])
+    TRY(m->ops->activation_forward(m->device, kind, b->M, F, s->gate, s->up, a->hidden));
   TRY(linear_row_backward(m, b, layer, MODULE_DOWN, a->hidden, s->h[MODULE_DOWN], dy, wide));
   if (!m->needs[layer].hidden) return STATUS_OK;
   TRY(as_act(m, b->M, F, wide, a->hidden, &dh));
@@ -180,7 +180,7 @@ static enum status backward_two_norms(struct model *m, const struct batch *b, in
   if (!below) return STATUS_OK;
   TRY(m->ops->norm_backward(m->device, f->norm, b->M, D, s->x1, ffn.norm->w, s->stats2, a->dn, sum)); /* partial */
   TRY(comm_all_reduce_f32(m->tp, sum.data, b->M * D, REDUCE_SUM));                                    /* -> whole */
-  return m->ops->add(m->device, b->M, D, sum, NULL, a->dx);                                           /* whole + whole */
+  return m->ops->add(m->device, b->M, D, sum, NULL, a->dx); /* whole + whole */
 }
 
 /* With sequence parallelism a rank has only its rows of the norms' inputs: each branch is summed by itself. */

@@ -9,8 +9,8 @@ struct step {
   float g;
   double *loss_sum;
   bool first, last;
-  bool backward;    /* adapters lie in this stage or below: gradients come back to it */
-  bool pass_on;     /* and adapters lie below: they go on to the stage before */
+  bool backward; /* adapters lie in this stage or below: gradients come back to it */
+  bool pass_on;  /* and adapters lie below: they go on to the stage before */
 };
 
 static struct activation_set *set_of(const struct step *step, int64_t i) {

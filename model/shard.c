@@ -119,9 +119,7 @@ static double layer_products(const struct model_facts *facts) {
 static double layer_cost(const struct model_facts *facts, int64_t layer, int first_adapted) {
   return layer_products(facts) * (layer >= first_adapted ? 2 : 1);
 }
-static double head_cost(const struct model_facts *facts) {
-  return 2 * (double)facts->n_vocab * (double)facts->d_embed;
-}
+static double head_cost(const struct model_facts *facts) { return 2 * (double)facts->n_vocab * (double)facts->d_embed; }
 
 /* Layers that one stage takes from `first` on without exceeding `most`, leaving at least one for each stage behind. */
 static int64_t fill_stage(const struct model_facts *facts, int first_adapted, int64_t first, int stages_behind,

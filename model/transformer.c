@@ -40,7 +40,9 @@ static enum status embed(struct model *m, const struct batch *b, struct tensor_v
 static int stage_begin(const struct model *m) { return (int)m->shard.stage.layers.first; }
 static int stage_end(const struct model *m) { return (int)(m->shard.stage.layers.first + m->shard.stage.layers.n); }
 
-struct tensor_view stage_input(struct model *m, struct layer_saved *layers) { return layers[stage_begin(m)].x1; }
+struct tensor_view stage_input(struct model *m, struct layer_saved *layers) {
+  return layers[stage_begin(m)].x1;
+}
 
 enum status stage_forward(struct model *m, const struct batch *b, struct layer_saved *layers) {
   if (shard_is_first_stage(&m->shard)) TRY(embed(m, b, stage_input(m, layers)));

@@ -17,8 +17,9 @@ struct opcheck_weights {
 /* Offsets of the f16 scales in a block; random bytes there could be NaN. So could f8's scale and numbers. */
 static inline void opcheck_set_scales(enum dtype dtype, uint8_t *block, uint64_t *seed) {
   static const int scales[DTYPE_COUNT][2] = {
-      [DTYPE_Q4_0] = {0, -1}, [DTYPE_Q4_1] = {0, 2}, [DTYPE_Q5_0] = {0, -1},   [DTYPE_Q5_1] = {0, 2},
-      [DTYPE_Q8_0] = {0, -1}, [DTYPE_Q4_K] = {0, 2}, [DTYPE_Q6_K] = {208, -1}, [DTYPE_F8] = {-1, -1},
+      [DTYPE_Q4_0] = {0, -1},  [DTYPE_Q4_1] = {0, 2},  [DTYPE_Q5_0] = {0, -1},   [DTYPE_Q5_1] = {0, 2},
+      [DTYPE_Q8_0] = {0, -1},  [DTYPE_Q4_K] = {0, 2},  [DTYPE_Q6_K] = {208, -1}, [DTYPE_F8] = {-1, -1},
+      [DTYPE_INT8] = {-1, -1}, [DTYPE_NF4] = {-1, -1},
   };
   if (dtype == DTYPE_F8) {
     float scale = 0.001f * opcheck_uniform(seed);

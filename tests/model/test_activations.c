@@ -37,7 +37,8 @@ static size_t arena(struct layout layout, size_t *kept) {
   assert_int_equal(model_create(&device, source, NULL, NULL, &options, &model), STATUS_OK);
   for (int layer = 0; layer < L; layer++)
     for (int module = 0; module < MODULE_COUNT; module++)
-      if (module != MODULE_GATE && shard_has_layer(&shard, layer)) model_attach(model, layer, (enum module)module, &pair);
+      if (module != MODULE_GATE && shard_has_layer(&shard, layer))
+        model_attach(model, layer, (enum module)module, &pair);
   layout.prepare.max_tokens = TOKENS;
   layout.prepare.training = true;
   assert_int_equal(model_prepare(model, &layout.prepare), STATUS_OK);

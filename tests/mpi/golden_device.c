@@ -25,7 +25,9 @@ struct device *golden_device(void) {
   return device;
 }
 
-struct mesh *golden_mesh(int n_tp) { return golden_mesh_stages(n_tp, 1); }
+struct mesh *golden_mesh(int n_tp) {
+  return golden_mesh_stages(n_tp, 1);
+}
 
 struct mesh *golden_mesh_stages(int n_tp, int n_pp) {
   struct mesh *mesh;

@@ -156,7 +156,8 @@ static void run(const struct setting *setting, int n_tp) {
   configure(setting, n_tp, &config);
   golden_must(job_open(&config, &options, &job));
   golden_must(evaluate_open_data(&job, &config.data.train, NULL, &data));
-  golden_must(batcher_create(data, config.data.seq_len, config.train.micro_batch, BATCH_TOKEN_UNIT, true, config.train.seed, &batcher));
+  golden_must(batcher_create(data, config.data.seq_len, config.train.micro_batch, BATCH_TOKEN_UNIT, true,
+                             config.train.seed, &batcher));
   golden_must(job_prepare_model(&job, batcher.max_tokens, true, 4));
   struct run_state state = {.rows = dataset_rows(data)};
   struct train_plan plan = train_plan(&config, &state);

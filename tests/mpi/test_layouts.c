@@ -26,10 +26,10 @@ struct layout {
 
 /* Those of this world's size are run, each with every recomputation mode. */
 static const struct layout layouts[] = {
-    {1, 4, 1, false}, {4, 1, 1, true},  {2, 2, 1, true},  {2, 2, 1, false}, /* 4 ranks */
-    {2, 3, 1, true},  {3, 2, 1, false}, {3, 1, 2, true},  {1, 2, 3, false}, /* 6 */
-    {2, 4, 1, false}, {4, 2, 1, true},  {2, 2, 2, true},                    /* 8 */
-    {3, 4, 1, true},  {4, 3, 1, false}, {2, 2, 3, true},  {1, 4, 3, false}, /* 12 */
+    {1, 4, 1, false}, {4, 1, 1, true},  {2, 2, 1, true}, {2, 2, 1, false}, /* 4 ranks */
+    {2, 3, 1, true},  {3, 2, 1, false}, {3, 1, 2, true}, {1, 2, 3, false}, /* 6 */
+    {2, 4, 1, false}, {4, 2, 1, true},  {2, 2, 2, true},                   /* 8 */
+    {3, 4, 1, true},  {4, 3, 1, false}, {2, 2, 3, true}, {1, 4, 3, false}, /* 12 */
 };
 
 /* KV heads are replicated at tp 3 and 4, heads, FFN columns and vocabulary uneven at tp 3, layers at pp 2 to 4. */

@@ -18,8 +18,9 @@
 #define ATTENTION   (BIT(Q) | BIT(K) | BIT(V))
 #define FFN         (BIT(GATE) | BIT(UP))
 
-static const char *const cases[] = {"gpt2",  "opt-post-norm",   "bloom", "neox",         "neox-sequential",
-                                    "gptj",  "llama-uneven",    "qwen2", "llama-tied-bias", "qwen3"};
+static const char *const cases[] = {
+    "gpt2",         "opt-post-norm", "bloom",           "neox", "neox-sequential", "gptj",
+    "llama-uneven", "qwen2",         "llama-tied-bias", "qwen3"};
 
 static const struct targets {
   const char *name;
