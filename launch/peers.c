@@ -39,12 +39,18 @@ static struct {
 
 static volatile sig_atomic_t hushed;
 
-static void on_hush(int number) {
-  (void)number;
-  hushed = 1;
+void peers_block_signal(void) {
+  sigset_t one;
+  sigemptyset(&one);
+  sigaddset(&one, SIGUSR2);
+  pthread_sigmask(SIG_BLOCK, &one, NULL);
 }
 
-bool peers_hushed(void) { return hushed; }
+/* A signal that is held back is there as soon as it was sent, however busy the machine is: before its sender ends. */
+bool peers_hushed(void) {
+  sigset_t pending;
+  return hushed || (watch.n > 0 && sigpending(&pending) == 0 && sigismember(&pending, SIGUSR2) == 1);
+}
 
 void peers_hush(void) {
   int error = errno;
@@ -85,8 +91,8 @@ static void *run(void *unused) {
   while (!any)
     if (poll(watch.events, (nfds_t)watch.n + 1, -1) > 0) break;
   if (watch.events[watch.n].revents) return unused;
-  nanosleep(&moment, NULL); /* for the signal of a rank that has said why it ends, and for others that end with it */
-  if (hushed) return unused;
+  nanosleep(&moment, NULL); /* for others that end with it */
+  if (peers_hushed()) return unused;
   poll(watch.events, (nfds_t)watch.n + 1, 0);
   if (!watch.events[watch.n].revents) report();
   return unused;
@@ -127,11 +133,6 @@ enum status peers_watch(int rank, int world, peers_lost_func_t *lost) {
   if (world == 1) return STATUS_OK;
   struct identity own, *all = calloc((size_t)world, sizeof *all);
   if (!all) return status_set(STATUS_SYSTEM, "out of memory for a list of %d ranks", world);
-  struct sigaction action;
-  memset(&action, 0, sizeof action);
-  action.sa_handler = on_hush;
-  action.sa_flags = SA_RESTART;
-  sigaction(SIGUSR2, &action, NULL); /* before anybody knows this process */
   watch.rank = rank;
   watch.lost = lost;
   identify(&own);

@@ -39,6 +39,8 @@ static void find_file_type(struct planner *planner) {
 static enum status find_adapters(struct planner *planner) {
   TRY(adapter_plan_fresh(planner->facts, planner->config, &planner->specs, &planner->n_specs));
   planner->first_adapted = adapter_plan_first_layer(planner->facts, planner->specs, planner->n_specs);
+  for (int i = 0; i < planner->n_specs; i++)
+    if (planner->specs[i].layer == planner->first_adapted) planner->lowest_modules |= 1u << planner->specs[i].module;
   return STATUS_OK;
 }
 

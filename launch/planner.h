@@ -37,7 +37,7 @@ extern const char *const plan_flow_names[PLAN_FLOWS];
 
 /* One step of a rank of the slowest stage. */
 struct plan_traffic {
-  double calls, bytes;  /* as dist/comm counts them: the sizes of the buffers */
+  double calls, bytes;  /* as dist/comm counts them: buffers that are summed whole, of a gather its own part */
   double node, network; /* bytes that the rank sends to others of its node, and out of it */
   double seconds;       /* not hidden behind anything */
 };

@@ -8,6 +8,8 @@
 
 #define PLAN_MAX_TP 1024
 #define PLAN_MAX_PP 1024
+#define PLAN_QKV    (1u << MODULE_Q | 1u << MODULE_K | 1u << MODULE_V)
+#define PLAN_UP     (1u << MODULE_GATE | 1u << MODULE_UP)
 
 /* Sums over adapters, parts of one rank. */
 struct plan_pairs {
@@ -57,6 +59,7 @@ struct planner {
   struct adapter_spec *specs; /* [n_specs] of the whole model, not placed */
   int n_specs;
   int first_adapted;
+  unsigned lowest_modules; /* bit per module with an adapter in that layer */
   int64_t seq_len;
   struct plan_cut *cuts;
   struct plan_stages *stages;

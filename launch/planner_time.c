@@ -119,6 +119,7 @@ static void add_gathers(const struct predict *p, struct plan_traffic *t, double 
   if (!p->layout->sequence) return;
   double row = p->act * (double)p->facts->d_model + WIDE * columns;
   add_collective(p, t, CLUSTER_ALL_GATHER, calls, p->M * row, p->layout->tp, 1);
+  t->bytes -= calls * p->M * row * (1 - 1.0 / p->layout->tp); /* dist/comm counts what a rank gives to a gather */
 }
 
 /* Messages of n layers' forward passes, of which `whole` bring their output out. */
@@ -129,13 +130,28 @@ static void add_forward(const struct predict *p, struct plan_traffic *t, double 
   add_sums(p, t, (p->facts->parallel_residual ? 0 : n) + whole, D);
 }
 
-static void add_backward(const struct predict *p, struct plan_traffic *t, double n, double lowest, double columns) {
-  double D = (double)p->facts->d_model;
-  bool parallel = p->facts->parallel_residual, split = p->layout->sequence && !p->facts->shared_norm;
-  int sums = parallel && !split ? 1 : 2;
+/* The lowest adapted layer: only what its own adapters need comes back through it, and nothing goes further. */
+static void add_lowest(const struct predict *p, struct plan_traffic *t, double columns) {
+  const double D = (double)p->facts->d_model;
+  const unsigned modules = p->planner->lowest_modules;
+  const bool qkv = modules & PLAN_QKV, up = modules & PLAN_UP, attention = modules & (PLAN_QKV | 1u << MODULE_O);
+  if (p->facts->parallel_residual) {
+    add_gathers(p, t, 1, 0);
+    if (p->layout->sequence) add_sums(p, t, p->facts->shared_norm ? qkv || up : qkv + up, columns / 2);
+    return;
+  }
+  add_gathers(p, t, attention ? 2 : 1, 0);
+  if (attention) add_sums(p, t, 1, D + (p->layout->sequence ? columns / 2 : 0));
+  if (p->layout->sequence && (attention ? qkv : up)) add_sums(p, t, 1, columns / 2);
+}
+
+/* Messages of n layers' backward passes. */
+static void add_backward(const struct predict *p, struct plan_traffic *t, double n, double columns) {
+  const double D = (double)p->facts->d_model;
+  const bool parallel = p->facts->parallel_residual, sequence = p->layout->sequence;
+  const int sums = parallel && !(sequence && !p->facts->shared_norm) ? 1 : 2;
   add_gathers(p, t, (parallel ? 1 : 2) * n, 0);
-  /* The lowest adapted layer passes nothing on: the ffn's gradient is all that it needs. */
-  add_sums(p, t, sums * (n - lowest) + (parallel ? 0 : lowest), D + (p->layout->sequence ? columns / 2 : 0));
+  add_sums(p, t, sums * n, D + (sequence ? columns / sums : 0));
 }
 
 /* The head's messages: the loss of each chunk of targets, the gradient of its input. */
@@ -166,7 +182,7 @@ static void stage_layers(const struct predict *p, const struct span *layers, str
   double n = (double)layers->n, end = (double)(layers->first + layers->n);
   double low = longer((double)layers->first, (double)planner->first_adapted);
   double trained = end > low ? end - low : 0; /* layers with a backward pass */
-  double lowest = trained > 0 && layers->first <= planner->first_adapted ? 1 : 0;
+  bool lowest = trained > 0 && layers->first <= planner->first_adapted;
   double bytes = planner_weight_bytes(planner, p->layout->base_dtype);
   const struct plan_pairs *from = &p->cut->before[layers->first], *to = &p->cut->before[layers->first + layers->n];
   double columns = trained > 0 ? (to->columns - from->columns) / trained : 0;
@@ -176,7 +192,8 @@ static void stage_layers(const struct predict *p, const struct span *layers, str
   s->elementwise += (n * forward_bytes(p) + trained * backward_bytes(p)) / p->stream;
   s->adapters += adapter_time(p, from, to);
   add_forward(p, &s->tp, n, n, columns);
-  add_backward(p, &s->tp, trained, lowest, columns);
+  add_backward(p, &s->tp, lowest ? trained - 1 : trained, columns);
+  if (lowest) add_lowest(p, &s->tp, columns);
   if (p->layout->recompute == RECOMPUTE_KIND_FULL) {
     s->recompute += trained * (layer_product + attention + forward_bytes(p) / p->stream);
     add_forward(p, &s->tp, trained, 0, columns);

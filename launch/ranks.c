@@ -56,6 +56,7 @@ static enum log_level wanted_level(void) {
 
 enum status ranks_run(int argc, char **argv, enum status (*body)(int argc, char **argv)) {
   int world = 1, rank = 0;
+  peers_block_signal();
   enum status status = mesh_start(&world, &rank);
   own_rank = rank;
   log_setup(rank, world, wanted_level());

@@ -43,7 +43,7 @@ ended() {
 }
 well() { # FOLDER SECONDS: it ends, and well
   ended "$@"
-  [ "$code" -eq 0 ] || said "$1" "exit code $code"
+  [ "$code" -eq 0 ] || hopeless "$1" "exit code $code"
 }
 said() { # FOLDER FAULT: with what it said
   fault "$1: $2"
@@ -98,7 +98,7 @@ must_train one 1 "${settings[@]}"
 must_train packed 4 "${settings[@]}" "${four[@]}"
 part "trained on one host, with 1 and with 4 ranks"
 start spread "${hosts[@]}" -- "${four[@]}"
-well spread 60
+well spread 90
 same_curve one spread
 same_lines packed spread
 flat one && flat packed && flat spread && near_adapter one spread 1e-3 &&
@@ -135,7 +135,7 @@ mkdir -p "$scratch/slow"
 cp -r "$scratch/spread/run" "$scratch/slow/run"
 rm -r "$scratch"/slow/run/step-000016 "$scratch/slow/run/latest"
 start slow "${hosts[@]}" -- "${four[@]}" --resume
-well slow 60
+well slow 90
 speed_up node-02
 same_lines spread slow
 flat slow && same_bytes spread/adapter/adapter_model.safetensors slow/adapter/adapter_model.safetensors "a slow link"
@@ -179,7 +179,7 @@ broke broken 12 'lost communication .* on node node-01'
 start broken node-02 node-03 node-04 -- --resume
 resumes broken
 part "the first host, with rank 0, cut off; goes on over the other three"
-well broken 40
+well broken 60
 await $((timeout_s + 10)) none_left node-01 lorashard || fault "the host that was cut off still computes"
 link data node-01 up
 link control node-01 up

@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # Sourced by checks.sh in network, mount, UTS and process namespaces of its own: makes the hosts node-01 to node-04.
-# Each has a network, host name, process numbers, shared memory, temporary files and sshd of its own. Two networks join
-# them, as on many clusters: one for ssh and mpirun's daemons, where this script stands too as host "login", and one for
+# Each has a network, host name, process numbers, shared memory, temporary files, home and sshd of its own. Two networks
+# join them, as on many clusters: one for ssh and mpirun's daemons, where this script stands too as host "login", and one for
 # the messages of the ranks. Files are shared. Addresses and ports collide with nothing: nobody else is on these networks.
 # shellcheck disable=SC2034  # used by who sources this
 hosts=(node-01 node-02 node-03 node-04)
@@ -25,7 +25,9 @@ make_networks() {
 
 make_host() { # NUMBER
   local host=node-0$1 network
-  mkdir -p $net/"$host"/tmp
+  mkdir -p $net/"$host"/{tmp,home}
+  # What root's shell does when it starts is not to be done by the test, and killed with it.
+  awk -F: -v OFS=: -v home="$net/$host/home" '$3 == 0 { $6 = home; $7 = "/bin/sh" } { print }' /etc/passwd >$net/"$host"/passwd
   ip netns add "$host" && ip -n "$host" link set lo up || return
   for network in control data; do
     ip link add $network-"$1" type veth peer name $network netns "$host" &&
@@ -48,7 +50,8 @@ SetEnv TMPDIR=$net/$host/tmp
 END
   # The shell stays the first process, which takes on what daemons leave behind.
   ip netns exec "$host" unshare --mount --uts --ipc --pid --fork --kill-child --mount-proc bash -c \
-    "hostname $host; mount -t tmpfs tmpfs /dev/shm; $(command -v sshd) -D -e -f $net/$host/sshd_config; :" \
+    "hostname $host; mount -t tmpfs tmpfs /dev/shm; mount --bind $net/$host/passwd /etc/passwd
+    $(command -v sshd) -D -e -f $net/$host/sshd_config; :" \
     >$net/"$host"/log 2>&1 &
 }
 

@@ -48,7 +48,7 @@ set_tests_properties(emulation.faults emulation.nccl PROPERTIES LABELS emulated 
 # Emulated threads are slow: fewer steps of the curves.
 set(EMULATED_ENVIRONMENT LORASHARD_TEST_DEVICE=cuda LORASHARD_TEST_STEPS=4)
 # Tests of operations, and of the whole model over ranks.
-foreach(name activation attention attention_plain device linear lowrank norm optim rotary rows xent)
+foreach(name activation attention attention_plain device linear lowrank norm optim rotary rows views xent)
   add_emulated_program(test_model_${name})
   list(APPEND EMULATED_OPERATIONS ${EMULATED}/test_model_${name})
   add_test(NAME emulated.model.${name} COMMAND ${EMULATED}/test_model_${name})
@@ -60,7 +60,7 @@ if(LORASHARD_SANITIZE) # all kernels and head sizes, in less time
 endif()
 # "NAME RANKS...": what one layout less would not see runs on fewer.
 foreach(line "golden 1 2 4" "replicas 1 2 4" "accumulation 2" "uneven 1 2 4" "gradient 1 2" "communication 2"
-             "packing 2" "sequence 2" "layouts 4" "decode 1 2" "bytes_read 2" "allocations 2")
+             "packing 2" "decode 1 2" "bytes_read 2" "allocations 2")
   separate_arguments(counts UNIX_COMMAND "${line}")
   list(POP_FRONT counts name)
   add_emulated_program(test_mpi_${name})

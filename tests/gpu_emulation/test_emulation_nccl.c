@@ -86,6 +86,58 @@ static void test_results(ncclComm_t comm) {
   free(host);
 }
 
+/* Part of the data is where the result goes, as NCCL allows it. */
+static void test_in_place(ncclComm_t comm) {
+  const size_t all = (size_t)size * N, own = (size_t)rank * N;
+  float *x, *host = malloc(all * sizeof *host);
+  cudaMalloc((void **)&x, all * sizeof *x);
+  for (size_t i = 0; i < all; i++) host[i] = (float)(i % 1000 + (size_t)rank);
+  put(x, host, all * sizeof *x);
+  CHECK(ncclReduceScatter(x, x + own, N, ncclFloat32, ncclSum, comm, stream) == ncclSuccess);
+  get(host, x + own, N * sizeof *x);
+  for (size_t i = 0; i < N; i++) {
+    CHECK(host[i] == (float)((size_t)size * ((own + i) % 1000)) + (float)(size * (size - 1) / 2));
+  }
+  for (size_t i = 0; i < N; i++) host[i] = (float)(i % 1000 + (size_t)rank);
+  put(x + own, host, N * sizeof *x);
+  CHECK(ncclAllGather(x + own, x, N * sizeof *x, ncclInt8, comm, stream) == ncclSuccess);
+  get(host, x, all * sizeof *x);
+  for (size_t i = 0; i < all; i++) CHECK(host[i] == (float)(i % N % 1000 + i / N));
+  cudaFree(x);
+  free(host);
+}
+
+/* Neighbours in a row: the ends have one half only, sizes differ by direction; several messages wait in order. */
+static void test_row(ncclComm_t comm) {
+  enum { UP = 70001, DOWN = 33 };
+  float *x, *up, *down, *host = malloc(UP * sizeof *host);
+  cudaMalloc((void **)&x, UP * sizeof *x);
+  cudaMalloc((void **)&up, UP * sizeof *x);
+  cudaMalloc((void **)&down, DOWN * sizeof *x);
+  for (int round = 0; round < 3; round++) {
+    for (int i = 0; i < UP; i++) host[i] = (float)(i % 1000 + rank + round);
+    put(x, host, UP * sizeof *x);
+    CHECK(ncclGroupStart() == ncclSuccess);
+    if (rank + 1 < size) {
+      CHECK(ncclSend(x, UP, ncclFloat32, rank + 1, comm, stream) == ncclSuccess);
+      CHECK(ncclRecv(down, DOWN, ncclFloat32, rank + 1, comm, stream) == ncclSuccess);
+    }
+    if (rank > 0) {
+      CHECK(ncclRecv(up, UP, ncclFloat32, rank - 1, comm, stream) == ncclSuccess);
+      CHECK(ncclSend(x, DOWN, ncclFloat32, rank - 1, comm, stream) == ncclSuccess);
+    }
+    CHECK(ncclGroupEnd() == ncclSuccess);
+    if (rank > 0) get(host, up, UP * sizeof *x);
+    for (int i = 0; rank > 0 && i < UP; i++) CHECK(host[i] == (float)(i % 1000 + rank - 1 + round));
+    if (rank + 1 < size) get(host, down, DOWN * sizeof *x);
+    for (int i = 0; rank + 1 < size && i < DOWN; i++) CHECK(host[i] == (float)(i % 1000 + rank + 1 + round));
+  }
+  cudaFree(x);
+  cudaFree(up);
+  cudaFree(down);
+  free(host);
+}
+
 /* A rank that is busy elsewhere does not hold the others up, nor does the order of waiting. */
 static void test_independence(ncclComm_t comm) {
   float *x, host = 1;
@@ -149,6 +201,8 @@ int main(int argc, char **argv) {
   ncclComm_t first = join(1), second = join(0);
   if (argc > 1 && strcmp(argv[1], "disagree") == 0) disagree(first);
   test_results(first);
+  test_in_place(first);
+  test_row(first);
   test_independence(first);
   test_record(second);
   CHECK(ncclCommFinalize(second) == ncclInProgress);

@@ -184,6 +184,7 @@ struct opcheck_matrix {
   int64_t rows, columns;
   void *block;
   int64_t block_elements;
+  int64_t start; /* elements of the block in front of the view's first */
 };
 
 static inline size_t opcheck_bytes(enum dtype dtype) { return dtype == DTYPE_BF16 ? 2 : 4; }
@@ -202,15 +203,22 @@ static inline void opcheck_set(struct tensor_view x, int64_t row, int64_t column
   }
 }
 
-/* `pad` more elements per row than columns, or some more for aligned rows. Elements are set to the pattern. */
-static inline struct opcheck_matrix opcheck_matrix(enum dtype dtype, int64_t rows, int64_t columns, int64_t pad) {
-  struct opcheck_matrix m = {.rows = rows, .columns = columns};
-  int64_t ld = (columns + pad + opcheck_row_unit - 1) / opcheck_row_unit * opcheck_row_unit;
+/* Columns [before, before + columns) of rows of ld elements, as one of several matrices that lie side by side.
+ * Elements are set to the pattern. */
+static inline struct opcheck_matrix opcheck_columns(enum dtype dtype, int64_t rows, int64_t columns, int64_t before,
+                                                    int64_t ld) {
+  struct opcheck_matrix m = {.rows = rows, .columns = columns, .start = OPCHECK_GUARD + before};
   m.block_elements = rows * ld + 2 * OPCHECK_GUARD;
   m.block = opcheck_alloc((size_t)m.block_elements * opcheck_bytes(dtype));
   m.view =
-      (struct tensor_view){.data = (char *)m.block + OPCHECK_GUARD * opcheck_bytes(dtype), .ld = ld, .dtype = dtype};
+      (struct tensor_view){.data = (char *)m.block + (size_t)m.start * opcheck_bytes(dtype), .ld = ld, .dtype = dtype};
   return m;
+}
+
+/* `pad` more elements per row than columns, or some more for aligned rows. */
+static inline struct opcheck_matrix opcheck_matrix(enum dtype dtype, int64_t rows, int64_t columns, int64_t pad) {
+  int64_t ld = (columns + pad + opcheck_row_unit - 1) / opcheck_row_unit * opcheck_row_unit;
+  return opcheck_columns(dtype, rows, columns, 0, ld);
 }
 
 static inline struct opcheck_matrix opcheck_random(enum dtype dtype, int64_t rows, int64_t columns, int64_t pad,
@@ -225,7 +233,7 @@ static inline struct opcheck_matrix opcheck_random(enum dtype dtype, int64_t row
 static inline struct opcheck_matrix opcheck_copy(const struct opcheck_matrix *m) {
   struct opcheck_matrix copy = *m;
   copy.block = opcheck_place(m->block, (size_t)m->block_elements * opcheck_bytes(m->view.dtype));
-  copy.view.data = (char *)copy.block + OPCHECK_GUARD * opcheck_bytes(m->view.dtype);
+  copy.view.data = (char *)copy.block + (size_t)m->start * opcheck_bytes(m->view.dtype);
   return copy;
 }
 
@@ -239,7 +247,7 @@ static inline void opcheck_guard(const char *name, const struct opcheck_matrix *
   size_t size = opcheck_bytes(m->view.dtype);
   uint32_t pattern = OPCHECK_PATTERN;
   for (int64_t i = 0; i < m->block_elements; i++) {
-    int64_t at = i - OPCHECK_GUARD;
+    int64_t at = i - m->start;
     bool inside = at >= 0 && at < m->rows * m->view.ld && at % m->view.ld < m->columns;
     if (inside || memcmp((char *)m->block + (size_t)i * size, &pattern, size) == 0) continue;
     fail_msg("%s: element %lld from its start (ld %lld) lies outside and was written", name, (long long)at,

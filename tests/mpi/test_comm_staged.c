@@ -106,11 +106,12 @@ static void check_all_reduce(struct comm *comm, int64_t n, enum reduce_op op) {
   free(data);
 }
 
-static void check_all_gather(struct comm *comm, size_t bytes) {
+static void check_all_gather(struct comm *comm, size_t bytes, bool in_place) {
   const size_t size = (size_t)comm_size(comm);
-  unsigned char *data = allocate(bytes), *all = allocate(size * bytes);
-  for (size_t i = 0; i < bytes; i++) data[i] = (unsigned char)(i * 31 + (size_t)comm_rank(comm));
+  unsigned char *all = allocate(size * bytes),
+                *data = in_place ? all + (size_t)comm_rank(comm) * bytes : allocate(bytes);
   memset(all, 0xee, size * bytes);
+  for (size_t i = 0; i < bytes; i++) data[i] = (unsigned char)(i * 31 + (size_t)comm_rank(comm));
   comm_reset_counts(comm);
   golden_must(comm_all_gather(comm, device_address(data), bytes, device_address(all)));
   check_counts(comm, "all-gather", 1, bytes);
@@ -118,8 +119,51 @@ static void check_all_gather(struct comm *comm, size_t bytes) {
     for (size_t i = 0; i < bytes; i++)
       golden_check(all[r * bytes + i] == (unsigned char)(i * 31 + r), "all-gather over %s: byte %zu of rank %zu",
                    comm_name(comm), i, r);
-  free(data);
+  if (!in_place) free(data);
   free(all);
+}
+
+static void check_reduce_scatter(struct comm *comm, int64_t n, bool in_place) {
+  const int size = comm_size(comm), rank = comm_rank(comm);
+  const size_t bytes = (size_t)(size * n) * sizeof(float);
+  float *data = allocate(bytes), *own = in_place ? data + rank * n : allocate((size_t)n * sizeof *own);
+  for (int64_t i = 0; i < size * n; i++) data[i] = value(rank, i);
+  comm_reset_counts(comm);
+  golden_must(comm_reduce_scatter_f32(comm, device_address(data), n, device_address(own)));
+  check_counts(comm, "reduce-scatter", n > 0, bytes);
+  for (int64_t i = 0; i < n; i++)
+    golden_check(own[i] == reduced(size, rank * n + i, REDUCE_SUM), "reduce-scatter over %s: value %" PRId64 " is %g",
+                 comm_name(comm), i, (double)own[i]);
+  if (!in_place) free(own);
+  free(data);
+}
+
+/* Up to the next rank n values, and down to the one before `n_down`, in one call each way around. */
+static void check_exchange(struct comm *comm, int64_t n, int64_t n_down) {
+  const int size = comm_size(comm), rank = comm_rank(comm), next = (rank + 1) % size, before = (rank + size - 1) % size;
+  const int64_t most = n > n_down ? n : n_down;
+  float *data = allocate((size_t)most * sizeof *data), *got = allocate((size_t)most * sizeof *got);
+  for (int way = 0; way < 2; way++) {
+    const int64_t sent = way ? n_down : n;
+    for (int64_t i = 0; i < most; i++) data[i] = value(rank, i), got[i] = -1000;
+    comm_reset_counts(comm);
+    golden_must(comm_exchange_f32(comm, device_address(data), sent, way ? before : next, device_address(got), sent,
+                                  way ? next : before));
+    check_counts(comm, "exchange", sent > 0, (uint64_t)sent * sizeof *data);
+    for (int64_t i = 0; i < sent; i++)
+      golden_check(got[i] == (size > 1 ? value(way ? next : before, i) : -1000),
+                   "exchange over %s: value %" PRId64 " of %" PRId64 " is %g", comm_name(comm), i, sent,
+                   (double)got[i]);
+  }
+  /* Even ranks send more than they receive. */
+  if (size % 2 == 0) {
+    const int64_t out = rank % 2 ? n_down : n, in = rank % 2 ? n : n_down;
+    golden_must(comm_exchange_f32(comm, device_address(data), out, rank ^ 1, device_address(got), in, rank ^ 1));
+    for (int64_t i = 0; i < in; i++)
+      golden_check(got[i] == value(rank ^ 1, i), "uneven exchange over %s: value %" PRId64, comm_name(comm), i);
+  }
+  free(data);
+  free(got);
 }
 
 static void check_collectives(struct comm *comm) {
@@ -129,7 +173,14 @@ static void check_collectives(struct comm *comm) {
   for (size_t n = 0; n < sizeof counts / sizeof counts[0]; n++)
     for (size_t op = 0; op < (counts[n] > 1000 ? 1 : sizeof ops / sizeof ops[0]); op++)
       check_all_reduce(comm, counts[n], ops[op]);
-  for (size_t n = 0; n < sizeof sizes / sizeof sizes[0]; n++) check_all_gather(comm, sizes[n]);
+  for (int in_place = 0; in_place < 2; in_place++) {
+    for (size_t n = 0; n < sizeof sizes / sizeof sizes[0]; n++) check_all_gather(comm, sizes[n], in_place);
+    check_reduce_scatter(comm, 0, in_place);
+    check_reduce_scatter(comm, 1001, in_place);
+  }
+  check_reduce_scatter(comm, (int64_t)(PIECE / sizeof(float)) / comm_size(comm) + 3, true);
+  check_exchange(comm, 1000, 0);
+  check_exchange(comm, (int64_t)(PIECE / sizeof(float)) / 2 + 5, 77);
 }
 
 /* Calls of several groups between begin and end: the results of each. */

@@ -60,6 +60,52 @@ run "${one[@]}" tp=2,pp=2,micro_batch=4,sequence=on,recompute=full
 run "${one[@]}" tp=8,micro_batch=1 --set data.seq_len=1024 --set train.global_batch=1
 [ "$(number calls)" = 51.0 ] || fault "a step of GPT-2 at tp 8 has $(number calls) calls over tp, not 51"
 
+# --- what a run sends ---
+# Every row is full, so that bytes can be compared: those of the loss depend on targets, one token in 64 has none.
+documents=()
+for ((i = 0; i < 16; i++)); do documents+=("$(seq -s ' ' $((i + 3)) $((i + 66)))"); done
+megatron full "${documents[@]}"
+cat >run.yaml <<END
+base: $stories
+data: {train: [full.bin], format: tokens, seq_len: 64, packing: true}
+lora: {r: 4, targets: all}
+train: {steps: 1, global_batch: 8, micro_batch: 2}
+output: out-run
+END
+cat >cluster.yaml <<'END'
+name: here
+nodes: 1
+device: {kind: cpu, per_node: 4, memory: 8e9, bandwidth: 20e9, f32: {achieved: 1e11}}
+node:
+  all_reduce: {alpha: 1e-6, beta: 1e9}
+  all_gather: {alpha: 1e-6, beta: 1e9}
+  point_to_point: {alpha: 1e-6, beta: 1e9}
+END
+# same_traffic SETTING...: two ranks send what plan says: equal calls, bytes within 2 %.
+same_traffic() {
+  local settings=() setting group calls bytes real
+  for setting; do settings+=(--set "$setting"); done
+  launch 2
+  works 'step' train run.yaml --overwrite "${settings[@]}"
+  launch
+  run plan --config run.yaml --cluster cluster.yaml --ranks 2 --layout config --json "${settings[@]}"
+  for group in tp pp stage dp control; do
+    real=$(tail -1 out-run/metrics.jsonl | grep -o "\"$group\":{[^}]*}")
+    tr -d ' \n' <out | grep -o "\"traffic\":{.*" | grep -o "\"$group\":{[^}]*}" | head -1 >planned
+    calls=$(field planned calls) bytes=$(field planned bytes)
+    grep -o '"calls":[0-9]*' <<<"$real" >real_calls
+    grep -o '"bytes":[0-9]*' <<<"$real" >real_bytes
+    close_to "$(cut -d: -f2 real_calls)" "$calls" 0 ||
+      fault "$*: $group: plan says $calls calls, the run made $(cut -d: -f2 real_calls)"
+    close_to "$(cut -d: -f2 real_bytes)" "$bytes" 0.02 ||
+      fault "$*: $group: plan says $bytes bytes, the run sent $(cut -d: -f2 real_bytes)"
+  done
+}
+same_traffic parallel.tp=2
+same_traffic parallel.tp=2 parallel.sequence=true 'lora.targets=[q, v]' train.recompute=selective
+same_traffic parallel.tp=2 parallel.sequence=true train.recompute=full 'lora.layers=[2, 3]'
+same_traffic parallel.pp=2
+
 # --- sweeps ---
 run plan --model gpt3-175b --cluster "$clusters/h100-16x8.yaml" --sweep 8..16384 --strong --json "${lora[@]}"
 [ $code -eq 0 ] || fault "sweep: $(said)"

@@ -5,7 +5,7 @@
 . "$(dirname "$0")/harness.sh"
 
 RANDOM=${SEED:-4}
-kills=${KILLS:-190} pair_kills=${PAIR_KILLS:-10}
+kills=${KILLS:-194} pair_kills=${PAIR_KILLS:-6}
 cat >job.yaml <<EOT
 base: $stories
 data: {train: [$FIXTURES/data/prompt_completion.jsonl], seq_len: 64}
