@@ -1,13 +1,16 @@
 #include "launch/ranks.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "dist/mesh.h"
 #include "io/log.h"
 #include "launch/peers.h"
+#include "launch/stop_signal.h"
 
 static int own_rank;
 static const char *lost_hint = "";
@@ -22,12 +25,20 @@ enum status ranks_agree(enum status own) {
   return status_set(all, "%s", speaker ? message : "");
 }
 
+/* Signals do not shorten it. */
+static void give_way(double seconds) {
+  struct timespec left = {.tv_sec = (time_t)seconds, .tv_nsec = (long)(1e9 * (seconds - (double)(time_t)seconds))};
+  while (nanosleep(&left, &left) != 0 && errno == EINTR) {
+  }
+}
+
 void ranks_fail(enum status status) {
   /* A failed collective is seen by every rank: the others give rank 0 time to end the job with its line, and all of
    * them to who knows which rank is gone. */
   if (status == STATUS_PEER) {
-    usleep(own_rank > 0 ? 1000000 : 200000);
-    if (peers_hushed()) sleep(3);
+    give_way(own_rank > 0 ? 4 : 0.2);
+    /* Open MPI sends SIGTERM to other nodes two seconds after MPI_Abort: somebody has spoken. */
+    if (peers_hushed() || stop_signal_came()) give_way(10);
   }
   if (peers_hushed()) mesh_abort(status_exit_code(status));
   peers_hush();

@@ -49,7 +49,7 @@ static void test_stages(void **state) {
     world_ok(checkpoint_publish(w->output, 100, &w->header, w->modules, N_MODULES, "lora:\n  r: 4\n", 0));
     assert_int_equal(world_count_entries(step, "shard-tp"), 2 * pp);
     world_check_content(w, step, true);
-    world_ok(checkpoint_gather(step, world_path(w, "gathered.h5"), true));
+    world_ok(checkpoint_gather(step, world_path(w, "gathered.h5"), true, DTYPE_F32));
     world_assert_same_bytes(world_path(w, "whole.h5"), world_path(w, "gathered.h5"));
   }
 }
@@ -88,18 +88,19 @@ static void test_equal_bytes(void **state) {
                                  N_ARRAYS));
   world_assert_same_bytes(world_path(w, "a.h5"), world_path(w, "b.h5"));
   world_publish_step(w, 100, 3, 0);
-  world_ok(checkpoint_gather(world_path(w, "out/step-000100"), world_path(w, "c.h5"), true));
+  world_ok(checkpoint_gather(world_path(w, "out/step-000100"), world_path(w, "c.h5"), true, DTYPE_F32));
   world_assert_same_bytes(world_path(w, "a.h5"), world_path(w, "c.h5"));
-  world_ok(checkpoint_gather(world_path(w, "a.h5"), world_path(w, "d.h5"), true));
+  world_ok(checkpoint_gather(world_path(w, "a.h5"), world_path(w, "d.h5"), true, DTYPE_F32));
   world_assert_same_bytes(world_path(w, "a.h5"), world_path(w, "d.h5"));
 }
 
 static void test_gather_weights_only(void **state) {
   struct world *w = *state;
   world_publish_step(w, 100, 2, 0);
-  world_ok(checkpoint_gather(world_path(w, "out/step-000100"), world_path(w, "weights.h5"), false));
+  world_ok(checkpoint_gather(world_path(w, "out/step-000100"), world_path(w, "weights.h5"), false, DTYPE_F32));
   world_check_content(w, world_path(w, "weights.h5"), false);
-  world_refused(checkpoint_gather(world_path(w, "out/step-000100"), world_path(w, "out/step-000100/adapter.h5"), false),
+  world_refused(checkpoint_gather(world_path(w, "out/step-000100"), world_path(w, "out/step-000100/adapter.h5"), false,
+                                  DTYPE_F32),
                 STATUS_USAGE, "step directory", NULL);
 }
 

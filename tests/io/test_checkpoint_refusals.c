@@ -226,7 +226,7 @@ static void test_hostile(void **state) {
                {VIRTUAL_ABSOLUTE, "virtual source \"/etc/shard-0.h5\" is refused"},
                {VIRTUAL_PARENT, "virtual source \"../shard-0.h5\" is refused"},
                {HUGE_EXTENT, "claims 1099511627776 bytes that the file does not hold"},
-               {WRONG_TYPE, "layers/0/q/X: type is not 32-bit"},
+               {WRONG_TYPE, "layers/0/q/X: type is neither"},
                {DEFLATE, "layers/0/q/X: filter 1 is not supported"},
                {CYCLE, "too deeply"},
                {TEXT_CONTROL, "base_family has control characters"}};
@@ -258,7 +258,7 @@ static void test_checksums(void **state) {
   struct world *w = *state;
   static const char *const files[] = {"out/step-000100/shard-00000.h5", "adapter.h5"};
   world_publish_step(w, 100, 1, 0);
-  world_ok(checkpoint_gather(world_path(w, "out/step-000100"), world_path(w, "adapter.h5"), true));
+  world_ok(checkpoint_gather(world_path(w, "out/step-000100"), world_path(w, "adapter.h5"), true, DTYPE_F32));
   for (int i = 0; i < 2; i++) {
     int n = 0;
     hid_t file = H5Fopen(world_path(w, files[i]), H5F_ACC_RDONLY, H5P_DEFAULT);
@@ -304,7 +304,7 @@ static void test_links(void **state) {
   make_link("../other/keep", world_path(w, "out/latest"));
   make_link("other/keep", world_path(w, "gathered.h5.tmp"));
   world_publish_step(w, 200, 1, 1);
-  world_ok(checkpoint_gather(world_path(w, "out/step-000200"), world_path(w, "gathered.h5"), false));
+  world_ok(checkpoint_gather(world_path(w, "out/step-000200"), world_path(w, "gathered.h5"), false, DTYPE_F32));
   assert_int_equal(world_file_size(world_path(w, "other/keep")), 1);
   assert_int_equal(world_count_entries(w->output, "step-"), 1);
   size_t size;
