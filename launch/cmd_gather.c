@@ -51,6 +51,9 @@ static enum status parse(int argc, char **argv, struct arguments *a) {
   if (a->done) return STATUS_OK;
   if (!a->output) return status_set(STATUS_USAGE, "gather needs -o FILE.h5; see lorashard gather --help");
   TRY(parse_dtype(a->dtype_name, &a->dtype));
+  if (a->with_optimizer && a->dtype != DTYPE_F32)
+    return status_set(STATUS_USAGE,
+                      "--with-optimizer is for going on with a run, which needs f32 weights: leave --dtype out");
   struct stat info;
   if (stat(a->output, &info) != 0) return STATUS_OK;
   if (!S_ISREG(info.st_mode)) return status_set(STATUS_USAGE, "%s: exists and is not a file", a->output);

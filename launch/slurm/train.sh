@@ -1,12 +1,13 @@
 # shellcheck shell=bash
+# shellcheck disable=SC2154  # tasks_per_node and cpus_per_task: the script that sources this one sets them
 # Sourced by the job scripts of this folder, in the batch shell, with tasks_per_node and cpus_per_task set. Starts the
 # ranks; puts the job back into the queue when they stopped early; goes on where they stopped when it is started again.
 #
-#   arguments            RUN.yaml OUTPUT [--set KEY=VALUE ...]
-#   LORASHARD_ROOT       the repository (default: where sbatch was called)
-#   LORASHARD            the program (default: build/lorashard of the repository)
+#   arguments              RUN.yaml OUTPUT [--set KEY=VALUE ...]
+#   LORASHARD_ROOT         the repository (default: where sbatch was called)
+#   LORASHARD              the program (default: build/lorashard of the repository)
 #   LORASHARD_IDLE_STARTS  starts that may come and go without a new checkpoint before the job gives up (default: 3)
-#   SLURM_MPI_TYPE       how srun and MPI find each other (default: pmix; srun --mpi=list)
+#   SLURM_MPI_TYPE         how srun and MPI find each other (default: pmix; srun --mpi=list)
 set -u
 program=${LORASHARD:-${LORASHARD_ROOT:-$SLURM_SUBMIT_DIR}/build/lorashard}
 export SLURM_MPI_TYPE=${SLURM_MPI_TYPE:-pmix} OMP_NUM_THREADS=$cpus_per_task
@@ -42,7 +43,7 @@ newest=$(newest_step)
 mode=()
 idle=0
 if [ -e "$starts" ]; then
-  { read -r idle && read -r found; } <"$starts"
+  { read -r idle && read -r found; } <"$starts" || die 1 "$starts is not what a start left there: remove it"
   if [ "$found" = "$newest" ]; then idle=$((idle + 1)); else idle=0; fi
   # Without a checkpoint there is only the metrics of this job's own lost steps to replace.
   mode=(--overwrite)
@@ -64,13 +65,13 @@ code=$?
 
 case $code in
   0)
-    if [ -e "$output/finished" ]; then
+    if grep -q '"state": "finished"' "$output/status.json"; then
       rm -f "$starts"
       say "finished"
       exit 0
     fi
     ;;
-  138 | 143) ;; # a signal, USR1 or TERM, that came before the program was ready to save
+  138 | 143) ;; # killed by USR1 or TERM: it came before the program could save, or twice
   *) die "$code" "training failed with exit code $code" ;;
 esac
 
