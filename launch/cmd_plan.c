@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 
 #include "io/base_model.h"
+#include "io/log.h"
 #include "io/nearest.h"
 #include "io/schema.h"
 #include "io/synthetic.h"
@@ -293,6 +294,8 @@ static enum status run(const struct arguments *a, struct work *w) {
   TRY(configure(a, &w->cluster, &w->config));
   const char *model = a->model ? a->model : w->config.base;
   if (!*model) return status_set(STATUS_USAGE, "plan: %s names no base; give --model", a->run);
+  if (*w->config.lora.adapter)
+    log_warn("lora.adapter is not read: the plan is for fresh adapters as lora.r and lora.targets say");
   TRY(open_model(model, &w->source));
   limit_length(a, &w->source->facts, &w->config);
   TRY(planner_create(&w->config, &w->cluster, w->source, &w->planner));

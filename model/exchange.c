@@ -19,6 +19,12 @@ static int64_t columns_before(const struct model *m, int layer, unsigned modules
   return columns;
 }
 
+/* All of an entry's, rounded up so that rows stay aligned to 16 bytes, which fast products on GPUs want. The columns
+ * that are left over carry nothing. */
+static int64_t columns_of(const struct model *m, int layer, unsigned modules) {
+  return (columns_before(m, layer, modules, MODULE_COUNT) + 3) / 4 * 4;
+}
+
 static unsigned attention_readers(const struct model *m) {
   return m->facts.shared_norm ? ATTENTION_READERS | FFN_READERS : ATTENTION_READERS;
 }
@@ -27,8 +33,8 @@ int64_t entry_most_columns(const struct model *m) {
   int64_t most = 0;
   const struct span layers = m->shard.stage.layers;
   for (int layer = (int)layers.first; layer < layers.first + layers.n; layer++) {
-    int64_t attention = columns_before(m, layer, attention_readers(m), MODULE_COUNT);
-    int64_t ffn = columns_before(m, layer, FFN_READERS, MODULE_COUNT);
+    int64_t attention = columns_of(m, layer, attention_readers(m));
+    int64_t ffn = columns_of(m, layer, FFN_READERS);
     if (attention > most) most = attention;
     if (ffn > most) most = ffn;
   }
@@ -36,7 +42,7 @@ int64_t entry_most_columns(const struct model *m) {
 }
 
 /* Bytes of the n part of a row: h behind it is f32. */
-static size_t stream_bytes(const struct model *m) { return (dtype_bytes(m->act, m->facts.d_model) + 3) / 4 * 4; }
+static size_t stream_bytes(const struct model *m) { return (dtype_bytes(m->act, m->facts.d_model) + 15) / 16 * 16; }
 
 size_t entry_row_bytes(const struct model *m, int64_t columns) {
   return stream_bytes(m) + (size_t)columns * sizeof(float);
@@ -45,7 +51,7 @@ size_t entry_row_bytes(const struct model *m, int64_t columns) {
 static struct entry make_entry(struct model *m, const struct batch *b, int layer, unsigned modules,
                                const struct norm_weights *norm, struct tensor_view x, float *stats) {
   struct entry e = {.layer = layer, .modules = modules, .norm = norm, .x = x, .stats = stats};
-  if (m->sequence) e.columns = columns_before(m, layer, modules, MODULE_COUNT);
+  if (m->sequence) e.columns = columns_of(m, layer, modules);
   size_t row = m->sequence ? entry_row_bytes(m, e.columns) : dtype_bytes(m->act, m->facts.d_model);
   e.n = (struct tensor_view){m->acts.n.data, (int64_t)(row / dtype_bytes(m->act, 1)), m->act};
   e.own_n = tensor_view_rows(e.n, b->own_first);

@@ -21,7 +21,7 @@ struct entry {
   const struct norm_weights *norm;
   struct tensor_view x;        /* [own, D] f32: the norm's input */
   float *stats;                /* [own, 2] */
-  int64_t columns;             /* of adapters that ride along: 0 without sequence parallelism */
+  int64_t columns;             /* of adapters that ride along, in fours: 0 without sequence parallelism */
   struct tensor_view n, own_n; /* [M, D] act: the norm's output, whole; [own, D]: this rank's rows of it */
 };
 
@@ -29,7 +29,7 @@ struct entry {
 struct entry entry_of_attention(struct model *model, const struct batch *batch, int layer, const struct layer_saved *s);
 struct entry entry_of_ffn(struct model *model, const struct batch *batch, int layer, const struct layer_saved *s);
 
-/* Adapter columns of an entry's modules; the most of any entry of this stage. */
+/* The most adapter columns of any entry of this stage. */
 int64_t entry_most_columns(const struct model *model);
 
 /* Bytes of a row [n | h]. */

@@ -14,7 +14,9 @@
 #include "io/quant.h"
 #include "model/weights_read.h"
 
-#define CHUNK_WEIGHTS ((int64_t)4 << 20) /* widened at a time, but 32 rows at least */
+/* Widened at a time, but 32 rows at least: what stays in cache, or makes runs of a line long enough to read. */
+#define CHUNK_WEIGHTS ((int64_t)64 << 10)
+#define CHUNK_TURNED  ((int64_t)4 << 20)
 
 struct quantiser {
   float *wide;     /* rows of a chunk */
@@ -46,17 +48,19 @@ static struct region region_of(const struct read_item *item) {
                          whole_units(item->columns, QUANT_NF4_BLOCK, q->n_columns)};
 }
 
-static int64_t chunk_rows(const struct region *region) {
-  return max64(CHUNK_WEIGHTS / max64(region->columns.n, 1) / QUANT_NF4_TILE * QUANT_NF4_TILE, QUANT_NF4_TILE);
+static int64_t chunk_rows(const struct read_item *item, const struct region *region) {
+  int64_t weights = item->transposed ? CHUNK_TURNED : CHUNK_WEIGHTS;
+  return max64(weights / max64(region->columns.n, 1) / QUANT_NF4_TILE * QUANT_NF4_TILE, QUANT_NF4_TILE);
 }
 
 enum status quantiser_open(const struct read_list *list, struct quantiser **quantiser_p) {
   int64_t weights = 0, rows = 0, all_rows = 0, longest = 0;
   *quantiser_p = NULL;
   for (int i = 0; i < list->n; i++) {
-    if (!list->items[i].quantise.as) continue;
-    struct region region = region_of(&list->items[i]);
-    int64_t n = min64(chunk_rows(&region), region.rows.n);
+    const struct read_item *item = &list->items[i];
+    if (!item->quantise.as) continue;
+    struct region region = region_of(item);
+    int64_t n = min64(chunk_rows(item, &region), region.rows.n);
     weights = max64(weights, n * region.columns.n);
     rows = max64(rows, n);
     all_rows = max64(all_rows, region.rows.n);
@@ -164,7 +168,7 @@ static enum status pack_int8(const struct read_item *item, struct reader *reader
 /* All chunks of the slice: their largest magnitudes, their numbers, or both. *held_p: q->wide holds the only chunk. */
 static enum status int8_pass(const struct read_item *item, struct reader *reader, bool find, bool pack, bool *held_p) {
   struct region region = region_of(item);
-  int64_t most = chunk_rows(&region);
+  int64_t most = chunk_rows(item, &region);
   for (int64_t first = 0; first < region.rows.n; first += most) {
     int64_t n = min64(most, region.rows.n - first);
     if (!*held_p) TRY(widen(item, reader, region.rows.first + first, n, region.columns));
@@ -231,7 +235,7 @@ static enum status quantise_nf4(const struct read_item *item, struct reader *rea
   struct quantiser *q = reader->quantiser;
   struct region region = region_of(item);
   struct quant_nf4 planes = {(uint8_t *)q->narrow, q->codes, q->scales};
-  int64_t most = chunk_rows(&region);
+  int64_t most = chunk_rows(item, &region);
   for (int64_t done = 0; done < region.rows.n; done += most) {
     int64_t n = min64(most, region.rows.n - done), row = region.rows.first + done;
     TRY(widen(item, reader, row, n, region.columns));

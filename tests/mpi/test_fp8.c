@@ -9,10 +9,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "golden_device.h"
-#include "golden_step.h"
 #include "io/log.h"
 #include "io/quant.h"
+#include "storage_case.h"
 #include "synthetic_case.h"
 
 /* Between layouts sums of f32 products have another order; from the f32 base every weight of the layers is off by up
@@ -83,48 +82,15 @@ static int check_weights(const char *base, const struct model *part, const struc
   return n;
 }
 
-static struct model *open_model(struct tensor_source *source, struct mesh *mesh, enum weight_storage storage) {
-  struct model *model;
-  struct model_options options = {.act = DTYPE_F32, .storage = storage, .n_positions = 16};
-  golden_must(model_create(golden_device(), source, mesh->tp, &options, &model));
-  golden_must(model_prepare(model, 48, false));
-  return model;
-}
-
-/* Mean loss of three rows of 16 tokens of no meaning, which any base has. */
-static double mean_loss(struct model *model) {
-  enum { ROWS = 3, LENGTH = 16, TOKENS = ROWS * LENGTH };
-  int32_t ids[TOKENS], labels[TOKENS], positions[TOKENS];
-  int64_t row_ids[TOKENS];
-  struct segment segments[ROWS];
-  for (int i = 0; i < TOKENS; i++) {
-    ids[i] = (int32_t)((i * 37 + 5) % model->facts.n_vocab);
-    labels[i] = (int32_t)(((i + 1) * 37 + 5) % model->facts.n_vocab);
-    positions[i] = i % LENGTH;
-    row_ids[i] = i;
-  }
-  for (int i = 0; i < ROWS; i++) segments[i] = (struct segment){i * LENGTH, LENGTH, i * LENGTH, LENGTH};
-  struct batch batch = {.M = TOKENS,
-                        .ids = ids,
-                        .positions = positions,
-                        .labels = labels,
-                        .row_ids = row_ids,
-                        .segments = segments,
-                        .n_segments = ROWS};
-  double loss = 0;
-  golden_must(transformer_loss(model, &batch, &loss, NULL));
-  return loss / TOKENS;
-}
-
 /* all: every linear is f8. */
 static void check_base(const char *base, const char *path, struct mesh *mesh, struct mesh *single, bool all) {
   struct tensor_source *source;
   golden_must(base_model_open(path, &source));
-  struct model *part = open_model(source, mesh, STORE_F8), *alone = open_model(source, single, STORE_F8);
-  struct model *f32 = open_model(source, single, STORE_F32);
+  struct model *part = storage_open(source, mesh, STORE_F8), *alone = storage_open(source, single, STORE_F8);
+  struct model *f32 = storage_open(source, single, STORE_F32);
   int n = check_weights(base, part, alone, f32), most = (int)part->facts.n_layers * MODULE_COUNT;
   golden_check(all ? n == most : n > 0, "%s: %d of at most %d linears kept as f8", base, n, most);
-  double loss = mean_loss(part), want = mean_loss(alone), exact = mean_loss(f32);
+  double loss = storage_loss(part), want = storage_loss(alone), exact = storage_loss(f32);
   if (mesh->rank == 0)
     printf("%s: %d linears as f8; loss %.6f, alone %.1e off; of the f32 base %.6f\n", base, n, loss,
            fabs(loss - want) / want, exact);
@@ -141,7 +107,7 @@ static void check_base(const char *base, const char *path, struct mesh *mesh, st
 static void check_quantised_file(struct mesh *mesh) {
   struct tensor_source *source;
   golden_must(base_model_open(FIXTURES "/stories260K-q.gguf", &source));
-  struct model *f8 = open_model(source, mesh, STORE_F8), *kept = open_model(source, mesh, STORE_AS_FILE);
+  struct model *f8 = storage_open(source, mesh, STORE_F8), *kept = storage_open(source, mesh, STORE_AS_FILE);
   int n = 0;
   for (int64_t i = 0; i < f8->facts.n_layers * MODULE_COUNT; i++) {
     enum dtype got = f8->weights.layers[i / MODULE_COUNT].linear[i % MODULE_COUNT].dtype;

@@ -43,12 +43,12 @@ static void add(struct comm_counts *counts, int64_t calls, int64_t values) {
   counts->bytes += (uint64_t)(calls * values) * sizeof(float);
 }
 
-/* Adapter columns of a layer's entry. */
+/* Adapter columns of a layer's entry: in fours. */
 static int64_t columns(const struct model *model, int layer, unsigned modules) {
   int64_t n = 0;
   for (int m = 0; m < MODULE_COUNT; m++)
     if (modules >> m & 1 && model->pairs[layer][m]) n += model->pairs[layer][m]->r;
-  return n;
+  return (n + 3) / 4 * 4;
 }
 
 /* Inputs of column-parallel linears in a layer, as masks. */
