@@ -8,8 +8,10 @@
 
 #include "launch/peers.h"
 
-/* Launchers and timeout(1) send one request by several ways: within this time it is the same one. */
-#define SAME_REQUEST_S 1.0
+/* Launchers, Slurm's daemons and timeout(1) send one request by several ways: within this time it is the same one.
+ * A hand at the keyboard is quicker. */
+#define SAME_REQUEST_S  3.0
+#define SAME_KEYPRESS_S 1.0
 
 static volatile sig_atomic_t came;
 static struct timespec first;
@@ -41,7 +43,7 @@ static void on_signal(int number) {
   if (!came) {
     clock_gettime(CLOCK_MONOTONIC, &first);
     came = 1;
-  } else if (since_first() > SAME_REQUEST_S) {
+  } else if (since_first() > (number == SIGINT ? SAME_KEYPRESS_S : SAME_REQUEST_S)) {
     stop_now(number);
   }
   errno = error;

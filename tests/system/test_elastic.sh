@@ -131,7 +131,7 @@ at_once() { # SIGNAL CODE WHAT RANK...
   local rank number
   for number in 1 2; do
     for rank in "${@:4}"; do kill "-$1" "$(cat "pid.$rank")"; done
-    [ $number -eq 2 ] || sleep 1.3
+    [ $number -eq 2 ] || sleep "$([ "$1" = INT ] && echo 1.3 || echo 3.3)"
   done
   ended "$2" "$3"
   [ "$(grep -c 'lorashard: error: ' err)" -eq 1 ] || fault "$3: not one line: $(said)"
