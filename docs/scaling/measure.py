@@ -18,8 +18,8 @@ import subprocess
 import tempfile
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-MODEL = "synthetic:smollm2-135m,layers=8"
-SEQ, ROWS, MICRO = 256, 8, 2
+MODEL = "synthetic:smollm2-135m,layers=4"
+SEQ, ROWS, MICRO = 256, 4, 1
 LAYOUTS = [  # ranks, settings
     (1, []),
     (2, ["parallel.tp=2"]),

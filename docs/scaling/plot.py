@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Curves of docs/scaling.md, as SVG, from `lorashard plan --sweep --json`; and from measured.json (measure.py), the
-predictions beside the measurements.
+predictions beside the measurements: measured.svg, and the table in docs/scaling.md.
 
     python3 docs/scaling/plot.py build/lorashard
 
@@ -145,6 +145,37 @@ def measured(rows):
     chart.write("measured.svg")
 
 
+def table(data):
+    """The measurements as Markdown."""
+    lines = ["| ranks | layout | measured step, s (fastest to slowest) | predicted, s | error |", "|---|---|---|---|---|"]
+    for row in data["rows"]:
+        layout = row["layout"]
+        text = f"tp {layout['tp']} x pp {layout['pp']} x dp {layout['dp']}"
+        text += ", sequence" if layout["sequence"] else ""
+        text += f", recompute {layout['recompute']}" if layout["recompute"] != "none" else ""
+        more = " (more than cores)" if row["ranks"] > row["machine_cores"] else ""
+        lines.append(f"| {row['ranks']}{more} | {text} | {row['measured_s']:.2f} ({row['fastest_s']:.2f} to "
+                     f"{row['slowest_s']:.2f}) | {row['predicted_s']:.2f} | {100 * row['error']:+.0f} % |")
+    own = [abs(row["error"]) for row in data["rows"] if row["ranks"] <= row["machine_cores"]]
+    others = [abs(row["error"]) for row in data["rows"] if row["ranks"] > row["machine_cores"]]
+    lines += ["", f"{data['date']}, {data['rows'][0]['machine_cores']} cores, {data['model']}, {data['rows_of_a_step']} rows "
+              f"of {data['seq_len']} tokens, f32. Load of the machine at the end, over 15 minutes: {data['load']:.1f}. "
+              f"Mean error {100 * sum(own) / len(own):.0f} %, largest {100 * max(own):.0f} %"
+              + (f"; with more ranks than cores mean {100 * sum(others) / len(others):.0f} %, largest "
+                 f"{100 * max(others):.0f} %." if others else ".")]
+    return "\n".join(lines)
+
+
+def put_table(text):
+    path = os.path.join(ROOT, "docs", "scaling.md")
+    with open(path, encoding="utf-8") as file:
+        page = file.read()
+    begin, end = "<!-- measured -->\n", "<!-- end -->"
+    before, rest = page.split(begin, 1)
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(before + begin + text + "\n" + end + rest.split(end, 1)[1])
+
+
 def main():
     program = os.path.abspath(sys.argv[1] if len(sys.argv) > 1 else os.path.join(ROOT, "build", "lorashard"))
     weak, strong = sweep(program), sweep(program, "--strong")
@@ -155,7 +186,9 @@ def main():
     path = os.path.join(HERE, "measured.json")
     if os.path.exists(path):
         with open(path, encoding="utf-8") as file:
-            measured(json.load(file)["rows"])
+            data = json.load(file)
+        measured(data["rows"])
+        put_table(table(data))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# Pipeline stages, sequence parallelism and recomputation through the whole program: the same curve and adapter as one
+# rank, all layers in what is exported, and the same answers of eval, score and generate.
+. "$(dirname "$0")/runs.sh"
+export OMPI_MCA_mpi_yield_when_idle=1
+
+must_train one 1
+flat one
+stage_runs() { # FOLDER RANKS ARGUMENTS...
+  must_train "$@"
+  same_curve one "$1"
+  flat "$1"
+  near_adapter one "$1" 1e-3 # as in test_layouts.sh
+  same_trainable one "$1"
+  cmp -s <(keys one) <(keys "$1") || fault "$1 exports other tensors than one rank: $(diff <(keys one) <(keys "$1") | head -3)"
+}
+keys() { tail -c +9 "$scratch/$1/adapter/adapter_model.safetensors" | grep -ao '"base_model[^"]*"' | sort; }
+[ "$(keys one | wc -l)" -eq 70 ] || fault "one rank exports $(keys one | wc -l) tensors, not 70"
+
+stage_runs pp5 5 --set parallel.pp=5 --set train.micro_batch=2
+stage_runs tp2pp2 4 --set parallel.tp=2 --set parallel.pp=2 --set parallel.sequence=true --set train.recompute=full \
+  --set train.micro_batch=1
+stage_runs tp3 3 --set parallel.tp=3 --set parallel.sequence=true --set train.recompute=selective
+
+# Recomputation changes no bit.
+must_train again 1 --set train.recompute=full
+must_train partly 1 --set train.recompute=selective
+for folder in again partly; do flat $folder; done
+same_bytes one/adapter/adapter_model.safetensors again/adapter/adapter_model.safetensors 'recompute full'
+same_bytes one/adapter/adapter_model.safetensors partly/adapter/adapter_model.safetensors 'recompute selective'
+
+# More stages than layers are refused before anything is read.
+if train many 6 --set parallel.pp=6; then fault 'pp 6 of 5 layers trains'; fi
+grep -q "parallel.pp 6 is more than the model's 5 layers" "$scratch/many/log" || fault "pp 6: $(tail -2 "$scratch/many/log")"
+
+# answers RANKS ARGUMENTS...: loss, log-probabilities and text of the adapter, digits that rounding does not touch.
+answers() {
+  local ranks=$1
+  shift
+  # shellcheck disable=SC2086  # MPIRUN is words
+  {
+    $MPIRUN -n "$ranks" "$LORASHARD" eval --base "$FIXTURES/stories260K" --adapter "$scratch/one/adapter.h5" \
+      --data "$scratch/data.txt" --set data.format=text --set data.seq_len=96 "$@" | grep '^loss' | cut -c1-18
+    $MPIRUN -n "$ranks" "$LORASHARD" score --base "$FIXTURES/stories260K" --ids 1,403,407,261,378 "$@" |
+      grep -o '\-[0-9.]*' | cut -c1-6
+    $MPIRUN -n "$ranks" "$LORASHARD" generate --base "$FIXTURES/stories260K" --prompt 'Once upon' --max-tokens 12 "$@"
+  } 2>/dev/null </dev/null
+}
+answers 1 >"$scratch/answers"
+[ "$(wc -l <"$scratch/answers")" -ge 6 ] || fault "answers of one rank: $(cat "$scratch/answers")"
+answers 4 --set parallel.tp=2 --set parallel.pp=2 | diff "$scratch/answers" - || fault 'tp 2 x pp 2 answers otherwise'
+answers 3 --set parallel.pp=3 | diff "$scratch/answers" - || fault 'pp 3 answers otherwise'
+finish
