@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes nf4.bin: what bitsandbytes makes of a matrix in 4-bit NF4, for tests/io/test_quant.c.
+"""Writes nf4.bin: what bitsandbytes makes of a matrix in 4-bit NF4, for tests/io/test_quant_planes.c.
 
     v/bin/pip install bitsandbytes==0.50.2 torch numpy
     v/bin/python make_nf4.py

@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../test_device.h"
 #include "golden_device.h"
 #include "golden_step.h"
 #include "lora/adamw.h"
@@ -68,7 +69,7 @@ static void use_dropout(struct golden_model *m) {
 }
 
 static void reference_curve(struct golden_case *golden, struct golden_model *alone) {
-  for (int step = 0; step < STEPS; step++) {
+  for (int step = 0; step < test_steps(STEPS); step++) {
     curve[step] = golden_gradient_alone(golden, alone);
     norms[step] = norm_alone(alone);
     update(alone, norms[step], step);
@@ -101,7 +102,7 @@ static void run_mode(struct golden_case *golden, const struct layout *layout, in
   struct golden_model m;
   golden_model_open_as(golden, mesh, DTYPE_F32, &how, &m);
   use_dropout(&m);
-  for (int step = 0; step < STEPS; step++) {
+  for (int step = 0; step < test_steps(STEPS); step++) {
     double loss = golden_gradient(golden, &m, 1), norm = golden_norm(&m);
     if (step == 0) {
       size_t bytes;
