@@ -114,8 +114,9 @@ static void print_time_part(const char *name, double s, double step) {
 static void print_time(const struct plan_result *r) {
   const struct plan_time *t = &r->time;
   char step[32], rate[32];
-  printf("\ntime of a step: %s, %s tokens/s, MFU %.1f %% (%" PRId64 " micro-batches; stage %d is the slowest)\n",
-         seconds(t->step, step), count(t->tokens_per_s, rate), 100 * t->mfu, t->micro_batches, t->slowest);
+  printf("\ntime of a step: %s, %s tokens/s", seconds(t->step, step), count(t->tokens_per_s, rate));
+  if (t->mfu > 0) printf(", MFU %.1f %%", 100 * t->mfu); /* a cluster without peak rates has none */
+  printf(" (%" PRId64 " micro-batches; stage %d is the slowest)\n", t->micro_batches, t->slowest);
   print_time_part("products", t->products, t->step);
   print_time_part("attention", t->attention, t->step);
   print_time_part("adapters", t->adapters, t->step);

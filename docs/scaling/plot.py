@@ -163,6 +163,8 @@ def table(data):
               f"Mean error {100 * sum(own) / len(own):.0f} %, largest {100 * max(own):.0f} %"
               + (f"; with more ranks than cores mean {100 * sum(others) / len(others):.0f} %, largest "
                  f"{100 * max(others):.0f} %." if others else ".")]
+    lines += ["", "An error below zero: the run was slower than predicted.", "",
+              "![predicted and measured](scaling/measured.svg)"]
     return "\n".join(lines)
 
 

@@ -3,9 +3,10 @@
  * The adapters of GPT-3 175B in their real shapes: r = 4 on q and v of all 96
  * layers, 18,874,368 parameters. 8 x 2 ranks (tp x pp), none with any base weight,
  * checkpoint them; `lorashard gather` makes one file of 16-bit numbers, of at most
- * 38 MB with at most 200 MB of memory; 4 ranks a copy with one stage read it, and
- * the checkpoint itself with its moments.
+ * 38 MB with at most 200 MB of memory; 4 x 1 ranks read it, and the checkpoint itself
+ * with its moments.
  */
+#include <mpi.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -91,15 +92,28 @@ static void gather(const struct helper *helper, const char *step) {
   printf("gather: peak memory %ld KB\n", result.largest_kb);
 }
 
+/* Sixteen ranks on few cores: who waits in MPI's own barrier takes the time of those that work. */
+static void meet(void) {
+  MPI_Request request;
+  int all_here = 0;
+  golden_check(MPI_Ibarrier(MPI_COMM_WORLD, &request) == MPI_SUCCESS, "MPI_Ibarrier");
+  while (!all_here) {
+    golden_check(MPI_Test(&request, &all_here, MPI_STATUS_IGNORE) == MPI_SUCCESS, "MPI_Test");
+    if (!all_here) usleep(10000);
+  }
+}
+
 /* --- the adapters --- */
 
-static void open_job(struct config *config, int n_tp, int n_pp, const char *adapter, struct job *job) {
+/* One replica is enough to see: the ranks of others get a mesh only, which is false. */
+static bool open_job(struct config *config, int n_tp, int n_pp, const char *adapter, struct job *job) {
   const struct device_options cpu = {.name = "cpu", .n_threads = 1};
   const struct job_options options = {.fresh_adapters = true, .adapter = adapter};
   struct adapter_set set = {0};
   memset(job, 0, sizeof *job);
   job->config = config;
   golden_must(mesh_create(n_tp, n_pp, &job->mesh));
+  if (job->mesh->dp_rank != 0) return false;
   golden_must(device_open(&cpu, &job->device));
   golden_must(base_model_open(config->base, &job->source));
   golden_must(base_model_fingerprint(job->source, job->fingerprint));
@@ -109,6 +123,7 @@ static void open_job(struct config *config, int n_tp, int n_pp, const char *adap
   golden_must(adapter_plan_make(job, &set));
   adapter_set_free(&set);
   golden_check(adapter_plan_parameters(job) == PARAMETERS, "%lld parameters", (long long)adapter_plan_parameters(job));
+  return true;
 }
 
 static void configure(const char *output, struct config *config) {
@@ -156,7 +171,12 @@ static void write_checkpoint(struct config *config) {
   visit(&job, true, 3, false);
   golden_must(saver_create(&job, config->output, 0, &saver));
   golden_must(saver_begin(saver, &state_written));
-  saver_settle(saver);
+  for (int part = 0; part < 2; part++) { /* shards, then the publishing */
+    golden_must(saver_wait(saver));
+    meet();
+    golden_must(saver_advance(saver));
+  }
+  golden_check(!saver_pending(saver), "the checkpoint is not published");
   golden_check(job.source->bytes_read == 0, "%llu bytes of base weights were made",
                (unsigned long long)job.source->bytes_read);
   saver_destroy(&saver);
@@ -181,15 +201,17 @@ static void check_file(const char *path) {
 static void read_back(struct config *config, const char *step, const char *file) {
   struct job job;
   struct run_state state;
-  open_job(config, 4, 1, file, &job);
-  int64_t different = visit(&job, false, 1, true);
-  golden_check(different == 0, "%lld numbers of the gathered file are others", (long long)different);
-  golden_must(saver_restore(&job, step, state_written.rows, state_written.data_digest, &state));
-  different = visit(&job, false, 3, false);
-  golden_check(different == 0, "%lld numbers of the checkpoint are others", (long long)different);
-  golden_check(state.step == state_written.step && state.samples == state_written.samples &&
-                   state.tokens_seen == state_written.tokens_seen,
-               "the run stands at step %lld, sample %lld", (long long)state.step, (long long)state.samples);
+  if (open_job(config, 4, 1, file, &job)) {
+    int64_t different = visit(&job, false, 1, true);
+    golden_check(different == 0, "%lld numbers of the gathered file are others", (long long)different);
+    golden_must(saver_restore(&job, step, state_written.rows, state_written.data_digest, &state));
+    different = visit(&job, false, 3, false);
+    golden_check(different == 0, "%lld numbers of the checkpoint are others", (long long)different);
+    golden_check(state.step == state_written.step && state.samples == state_written.samples &&
+                     state.tokens_seen == state_written.tokens_seen,
+                 "the run stands at step %lld, sample %lld", (long long)state.step, (long long)state.samples);
+  }
+  meet();
   job_close(&job);
 }
 
@@ -211,11 +233,11 @@ int main(void) {
 
   write_checkpoint(&config);
   if (rank == 0) gather(&helper, step);
-  golden_must(comm_barrier(mesh->control));
+  meet();
   if (rank == 0) check_file(file);
   read_back(&config, step, file);
 
-  golden_must(comm_barrier(mesh->control));
+  meet();
   if (rank == 0) {
     char command[160];
     snprintf(command, sizeof command, "rm -rf '%s'", root);
