@@ -290,7 +290,7 @@ static void ranges_are_enforced(void **state) {
   refused("train: {betas: [0.9, 1.0]}\n", "train.betas: 1.0 is out of range", NULL);
   refused("train: {seed: -1}\n", "out of range", NULL);
   refused("train: {seed: 18446744073709551616}\n", "out of range", NULL);
-  refused("parallel: {pp: 2}\n", "allowed: only 1", NULL);
+  refused("parallel: {pp: 0}\n", "allowed: 1 to 65536", NULL);
   refused("lora: {layers: 7-4}\n", "backwards", NULL);
   refused("lora: {layers: 99999}\n", "out of range", NULL);
   refused("lora: {overrides: [{r: 0}]}\n", "lora.overrides[0].r: 0 is out of range", NULL);

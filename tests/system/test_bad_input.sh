@@ -61,7 +61,7 @@ train_refused 2 'data.seq_len: needs a whole number; found 1.5' --set data.seq_l
 train_refused 2 'data.packing: needs true or false; found maybe' --set data.packing=maybe
 train_refused 2 'train.schedule: needs one of linear, cosine, constant' --set train.schedule=square
 train_refused 2 'train.betas: .*' --set train.betas=0.9
-train_refused 2 'parallel.pp: 2 is out of range' --set parallel.pp=2
+train_refused 2 'parallel.tp 1 x parallel.pp 2 does not divide the number of ranks, 1' --set parallel.pp=2
 train_refused 2 'train.steps and train.epochs are both 0' --set train.steps=0 --set train.epochs=0
 train_refused 2 'data.train is empty' --set 'data.train=[]'
 train_refused 2 "device.*needs one of auto, cpu, cuda" --set device=tpu
