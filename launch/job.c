@@ -121,7 +121,7 @@ enum status job_open(const struct config *config, const struct job_options *opti
   TRY(ranks_agree(mesh_create((int)config->parallel.tp, (int)config->parallel.pp, &job->mesh)));
   TRY(accelerator_open(config, job->mesh, &job->device));
   TRY(ranks_agree(open_base(job, options)));
-  TRY(compare_ranks(job));
+  TRY(ranks_agree(compare_ranks(job)));
   return open_model_and_adapters(job, options);
 }
 

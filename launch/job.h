@@ -19,8 +19,8 @@ struct job {
   struct device *device;
   struct tensor_source *source;
   char fingerprint[FINGERPRINT_SIZE];
-  struct tokenizer *tokenizer; /* NULL: the base has none */
-  struct shard shard;          /* what this rank holds */
+  struct tokenizer *tokenizer;  /* NULL: the base has none */
+  struct shard shard;           /* what this rank holds */
   struct adapter_spec *planned; /* [n_planned]: adapters of the whole model, whole sizes */
   int n_planned;
   int first_adapted;        /* lowest layer of the model with an adapter; L if none */

@@ -31,10 +31,10 @@ static int64_t attention_work(const struct model_facts *facts, const struct shar
 static int64_t ffn_column_work(const struct model_facts *facts) { return facts->d_model * (facts->gated ? 3 : 2); }
 
 /* FFN columns are dealt in units: 64 keeps quantised blocks whole, nf4's too, and
- * vectors full; a model so narrow that 64 would unbalance it gets smaller ones. */
+ * vectors full; a model so narrow that this would unbalance it gets 32, or less. */
 static int64_t ffn_unit(const struct model_facts *facts, int n_tp) {
   int64_t unit = 64;
-  while (unit > 1 && facts->d_ffn < 4 * unit * n_tp) unit /= 2;
+  while (unit > 1 && facts->d_ffn < (unit == 64 ? 12 : 4) * unit * n_tp) unit /= 2;
   return unit;
 }
 

@@ -36,7 +36,7 @@ struct shard {
 
 /* Deal the model over n_tp ranks and say what rank tp_rank gets. With n_tp <= G
  * heads go in whole KV groups; beyond that query heads are dealt evenly and KV
- * heads replicated. FFN columns go in multiples of 64 (fewer for narrow models),
+ * heads replicated. FFN columns go in multiples of 64 (32 or fewer for narrow models),
  * more of them to ranks with fewer heads, so that the work is even. The
  * vocabulary is cut into equal parts of ceil(V / n_tp); the last may be short.
  * STATUS_USAGE when there are more ranks than query heads or FFN columns. */

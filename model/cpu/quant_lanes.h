@@ -153,10 +153,9 @@ VF_INLINE vf quant_f16(const uint8_t *p) {
 VF_INLINE vf quant_nf4(const uint8_t *numbers, int v, vf scale) {
   vi q = quant_halves(numbers, v);
 #if VF_LANES >= 8
-  vf_u low, high;
-  memcpy(&low, quant_nf4_values, sizeof low);
-  memcpy(&high, quant_nf4_values + 16 - VF_LANES, sizeof high);
+  vf low = *(const vf_u *)quant_nf4_values, high = *(const vf_u *)(quant_nf4_values + 16 - VF_LANES);
 #if VF_LANES == 16
+  (void)high;
   return __builtin_shuffle(low * scale, q);
 #else
   vi is_high = (q << 28) >> 31; /* the fourth bit; a shuffle takes the lower three */
@@ -175,10 +174,14 @@ VF_INLINE vf quant_plane_scale(enum dtype dtype, const struct weight *W, int64_t
   if (dtype == DTYPE_INT8) return vf_set(W->scales[row]);
   if (dtype != DTYPE_NF4) return (vf){0};
   int64_t blocks = W->n_in / QUANT_NF4_BLOCK;
-  int code = W->codes[row * blocks + block];
+  int32_t code = W->codes[row * blocks + block] - 127, sign = code >> 31; /* no branch: it would be taken at random */
   const float *tile = W->scales + 2 * (row / QUANT_NF4_TILE * blocks + block);
-  float step = quant_nf4_steps[code < 127 ? 127 - code : code - 127];
-  return vf_set(__builtin_fmaf(code < 127 ? -step : step, tile[0], tile[1]));
+  int32_t bits;
+  float step;
+  memcpy(&bits, &quant_nf4_steps[(code ^ sign) - sign], sizeof bits);
+  bits ^= sign & INT32_MIN;
+  memcpy(&step, &bits, sizeof step);
+  return vf_set(__builtin_fmaf(step, tile[0], tile[1]));
 }
 
 /* Vector v of group `group` of a block: weights group QUANT_GROUP + v VF_LANES and on. A plain format's "block" is the

@@ -86,7 +86,7 @@ static double imbalance(const struct model_facts *f, int n_tp) {
   return 100 * (most * n_tp / sum - 1);
 }
 
-/* The promise is 3 % where the sizes allow it: a rank's FFN must be able to make up for a KV group, in units of 64
+/* The promise is 3 % where the sizes allow it: a rank's FFN must be able to make up for a KV group, in units of 32
  * columns. These are the layouts that people use, the ones that do not divide among them. */
 static void test_balance(void **state) {
   (void)state;

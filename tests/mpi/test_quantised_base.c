@@ -25,7 +25,7 @@ static const char *const bases[] = {"golden/llama", "golden/gpt2", "fixtures/sto
 /* Fused per head, with tiles that reach over heads. */
 static const char fused[] =
     "{\"model_type\": \"bloom\", \"hidden_size\": 192, \"n_head\": 4, \"n_layer\": 1, \"vocab_size\": 97}";
-/* As published models are: four ranks of one head each and of whole tiles. Below, nothing is a multiple of anything. */
+/* As published models are: whole tiles on 1, 2 and 4 ranks. Below, nothing is a multiple of anything. */
 static const struct synthetic_dims shapes[] = {{"whole tiles", 2, 256, 4, 4, 64, 1024, 97},
                                                {"cut tiles", 2, 128, 6, 3, 40, 448, 97}};
 
@@ -188,7 +188,7 @@ int main(void) {
   for (int i = 0; i < 2; i++) {
     struct golden_case synthetic;
     synthetic_open(&shapes[i], mesh, &synthetic);
-    check_base(shapes[i].name, synthetic.folder, mesh, single, i == 0);
+    check_base(shapes[i].name, synthetic.folder, mesh, single, i == 0 && world != 3);
     synthetic_close(mesh, &synthetic);
   }
   golden_mesh_close(&mesh);

@@ -33,6 +33,14 @@ same_bytes one/adapter/adapter_model.safetensors partly/adapter/adapter_model.sa
 if train many 6 --set parallel.pp=6; then fault 'pp 6 of 5 layers trains'; fi
 grep -q "parallel.pp 6 is more than the model's 5 layers" "$scratch/many/log" || fault "pp 6: $(tail -2 "$scratch/many/log")"
 
+# A rank whose inputs differ is named before anything is trained.
+mkdir -p "$scratch/differ"
+(cd "$scratch/differ" && timeout 60 $MPIRUN -n 1 "$LORASHARD" train "$scratch/job.yaml" : \
+  -n 2 "$LORASHARD" train "$scratch/job.yaml" --set train.lr=1e-3 >log 2>&1 </dev/null)
+[ $? -eq 2 ] || fault 'a rank with another configuration trains'
+[ "$(grep -c '^lorashard: error: .*rank 0 .* has another configuration' "$scratch/differ/log")" -eq 1 ] || fault "another configuration: $(tail -3 "$scratch/differ/log")"
+[ ! -e "$scratch/differ/run/metrics.jsonl" ] || fault 'a rank with another configuration begins a run'
+
 # answers RANKS ARGUMENTS...: loss, log-probabilities and text of the adapter, digits that rounding does not touch.
 answers() {
   local ranks=$1
