@@ -74,7 +74,7 @@ broke() {
   local since=$SECONDS lines host
   ended "$1" "$2"
   [ "$code" -ne 0 ] || said "$1" "exit code 0"
-  lines=$(grep -E '^lorashard: error: |^ORTE has lost|^mpirun noticed|Remote daemon:' "$scratch/$1/log" | sed '/^ORTE has lost/{N;s/\n */ /}')
+  lines=$(grep -E '^lorashard: error: |^ORTE has lost|^mpi(run|exec) noticed|Remote daemon:' "$scratch/$1/log" | sed '/^ORTE has lost/{N;s/\n */ /}')
   [ "$(wc -l <<<"$lines")" -eq 1 ] || said "$1" "not one message"
   grep -Eq "$3" <<<"$lines" || said "$1" "no line '$3'"
   for host in "${hosts[@]}"; do
@@ -158,7 +158,7 @@ part "the data link of one host cut; goes on over three hosts, tp 1 x dp 3"
 
 reach broken 6
 kill -KILL "$(process node-04 lorashard)"
-broke broken 10 'mpirun noticed that process rank 2 .* on node node-04 exited on signal 9'
+broke broken 10 'mpi(run|exec) noticed that process rank 2 .* on node node-04 exited on signal 9'
 start broken "${hosts[@]}" -- "${four[@]}" --resume
 resumes broken
 part "a rank killed; goes on over four hosts, tp 2 x dp 2"

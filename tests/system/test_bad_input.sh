@@ -68,7 +68,7 @@ train_refused 2 "device.*needs one of auto, cpu, cuda" --set device=tpu
 
 # --- the base ---
 
-train_refused 2 'absent: no such base model; name a Hugging Face folder or a .gguf file' --set base=absent
+train_refused 2 'absent: no such base model; name a Hugging Face folder, a .gguf file or synthetic:MODEL' --set base=absent
 train_refused 2 'job.yaml: not a GGUF file; name' --set base=job.yaml
 copy && rm base/model.safetensors
 train_refused 2 'base: no model.safetensors .*; download' --set base=base
