@@ -1,6 +1,5 @@
 #include "io/cluster.h"
 
-#include <errno.h>
 #include <inttypes.h>
 #include <math.h>
 #include <stdlib.h>
@@ -21,6 +20,7 @@ struct key {
   double low, high;           /* numbers */
   bool needed;
   const char *unit, *doc;
+  size_t rate; /* offset of a rate that a time belongs to: given with it, even if 0; 0: none */
 };
 
 static const char *const kinds[] = {"cpu", "gpu", NULL};
@@ -46,6 +46,7 @@ static const char *const launchers[] = {"mpirun", "slurm", NULL};
    .offset = AT(links[index].line[pattern].alpha),                                                                 \
    .high = 10,                                                                                                     \
    .unit = "s",                                                                                                    \
+   .rate = AT(links[index].line[pattern].beta),                                                                    \
    .doc = what ": time that does not depend on the size"},                                                         \
   {                                                                                                                \
     .name = level "." text ".beta", .type = KEY_REAL, .offset = AT(links[index].line[pattern].beta), .high = 1e15, \
@@ -276,20 +277,10 @@ enum status cluster_parse(const char *text, size_t length, const char *name, str
 }
 
 enum status cluster_read(const char *path, struct cluster *cluster) {
-  FILE *file = fopen(path, "rb");
-  if (!file) return status_set(STATUS_USAGE, "%s: cannot open the cluster's description: %s", path, strerror(errno));
-  size_t size = YAML_TREE_MAX_BYTES + 1;
-  char *text = malloc(size);
-  if (!text) {
-    fclose(file);
-    return status_set(STATUS_SYSTEM, "%s: no memory to read the cluster's description", path);
-  }
-  errno = 0;
-  size_t length = fread(text, 1, size, file);
-  int error = ferror(file) ? errno : 0;
-  fclose(file);
-  enum status status = error ? status_set(STATUS_USAGE, "%s: cannot read it: %s", path, strerror(error))
-                             : cluster_parse(text, length, path, cluster);
+  char *text;
+  size_t length;
+  TRY(yaml_read_text(path, "the cluster's description", &text, &length));
+  enum status status = cluster_parse(text, length, path, cluster);
   free(text);
   return status;
 }
@@ -320,8 +311,9 @@ static void print_value(FILE *out, const struct key *key, const void *field) {
   }
 }
 
-static bool is_blank(const struct key *key, const void *field) {
+static bool is_blank(const struct cluster *cluster, const struct key *key, const void *field) {
   if (key->needed) return false;
+  if (key->rate && *(const double *)((const char *)cluster + key->rate) > 0) return false;
   if (key->type == KEY_TEXT) return !*(const char *)field;
   return key->type == KEY_REAL && *(const double *)field == 0;
 }
@@ -345,7 +337,7 @@ enum status cluster_print(const struct cluster *cluster, char **text_p) {
   if (!out) return status_set(STATUS_SYSTEM, "no memory to print a cluster");
   for (int i = 0; i < N_KEYS; i++) {
     const void *field = (const char *)cluster + keys[i].offset;
-    if (is_blank(&keys[i], field)) continue;
+    if (is_blank(cluster, &keys[i], field)) continue;
     print_name(out, keys[i].name, open);
     print_value(out, &keys[i], field);
     if (keys[i].unit) fprintf(out, " # %s", keys[i].unit);

@@ -41,8 +41,8 @@ struct cluster_device {
   enum cluster_kind kind;
   int64_t per_node; /* devices of a node; one rank each */
   int64_t cores;    /* CPU cores of a rank; 0: not known */
-  double memory;    /* bytes that a rank may use */
-  double reserved;  /* bytes of it that go to driver, libraries and caches of products */
+  double memory;    /* bytes of a device, or a rank's part of its node's; a rank may use what `reserved` leaves */
+  double reserved;  /* bytes of it that go to driver, libraries and caches of products, or to the system */
   double bandwidth; /* bytes/s of its memory */
   struct cluster_rate matrix[CLUSTER_MATRICES];
   char source[CLUSTER_TEXT]; /* where the numbers come from: "measured ...", "data sheet ..." */
@@ -84,7 +84,7 @@ enum status cluster_read(const char *path, struct cluster *cluster);
 enum status cluster_parse(const char *text, size_t length, const char *name, struct cluster *cluster);
 
 /* The cluster as YAML that cluster_read takes back to the same values; malloc'ed,
- * the caller's. Rates and links that are 0 are left out. */
+ * the caller's. Rates and links that are 0 are left out; a link's alpha is not. */
 enum status cluster_print(const struct cluster *cluster, char **text_p);
 
 /* A table of all keys with type, unit and meaning (Markdown). */

@@ -101,23 +101,10 @@ enum status config_parse(struct config *config, const char *text, size_t length,
 }
 
 enum status config_read(struct config *config, const char *path) {
-  FILE *file = fopen(path, "rb");
-  if (!file) return status_set(STATUS_USAGE, "%s: cannot open the configuration: %s", path, strerror(errno));
-  size_t size = YAML_TREE_MAX_BYTES + 1;
-  char *text = malloc(size);
-  if (!text) {
-    fclose(file);
-    return status_set(STATUS_SYSTEM, "%s: no memory to read the configuration", path);
-  }
-  errno = 0;
-  size_t length = fread(text, 1, size, file);
-  int error = ferror(file) ? errno : 0;
-  fclose(file);
-  enum status status;
-  if (error)
-    status = status_set(STATUS_USAGE, "%s: cannot read the configuration: %s", path, strerror(error));
-  else
-    status = config_parse(config, text, length, path);
+  char *text;
+  size_t length;
+  TRY(yaml_read_text(path, "the configuration", &text, &length));
+  enum status status = config_parse(config, text, length, path);
   free(text);
   return status;
 }

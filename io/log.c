@@ -45,6 +45,10 @@ void log_warn(const char *format, ...) {
   if (log_rank == 0 && log_max >= LOG_WARN) EMIT("warning: ");
 }
 
+void log_warn_here(const char *format, ...) {
+  if (log_max >= LOG_WARN) EMIT("warning: ");
+}
+
 void log_debug(const char *format, ...) {
   if (log_max >= LOG_DEBUG) EMIT("debug: ");
 }

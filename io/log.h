@@ -16,6 +16,9 @@ void log_info(const char *format, ...) __attribute__((format(printf, 1, 2)));
 void log_warn(const char *format, ...) __attribute__((format(printf, 1, 2)));
 void log_debug(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
+/* log_warn from whichever rank calls. */
+void log_warn_here(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
 /* "lorashard: error: ..." from whichever rank calls, in one write. */
 void log_error(const char *format, ...) __attribute__((format(printf, 1, 2)));
 

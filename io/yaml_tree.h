@@ -35,6 +35,10 @@ struct yaml_node {
 enum status yaml_tree_parse(const char *text, size_t length, const char *name, bool lines, struct yaml_node *root);
 void yaml_tree_free(struct yaml_node *root);
 
+/* The text of a file for yaml_tree_parse, which says so if it is too long; malloc'ed, the caller's. A pipe will do.
+ * `what` stands for its contents in messages: "the configuration". Errors: STATUS_USAGE, STATUS_SYSTEM (memory). */
+enum status yaml_read_text(const char *path, const char *what, char **text_p, size_t *length_p);
+
 /* STATUS_USAGE with "name:line: message", without ":line" if that is 0. */
 enum status yaml_fault(const char *name, int line, const char *format, ...) __attribute__((format(printf, 3, 4)));
 

@@ -114,8 +114,10 @@ static void describe(const struct mesh *mesh, const struct device *device, const
   cluster->device.per_node = mesh->n_tp;
   cluster->device.cores = cpu ? device->n_threads : 0;
   cluster->device.memory = floor((double)device_memory(device) / (cpu ? mesh->n_tp : 1));
-  snprintf(cluster->device.source, sizeof cluster->device.source, "measured with %d x %d ranks, all at work at once",
-           mesh->n_dp, mesh->n_tp);
+  /* On a CPU the system and its cache of files, on a GPU driver, NCCL and workspaces: as in cluster-configs/. */
+  cluster->device.reserved = rounded((cpu ? 0.10 : 0.04) * cluster->device.memory);
+  snprintf(cluster->device.source, sizeof cluster->device.source,
+           "measured with %d x %d ranks, all at work at once; reserved memory is assumed", mesh->n_dp, mesh->n_tp);
   for (int level = 0; level < CLUSTER_LEVELS; level++)
     if ((level == CLUSTER_NODE ? mesh->n_tp : mesh->n_dp) > 1)
       snprintf(cluster->links[level].source, sizeof cluster->links[level].source, "measured over %d ranks: %s",

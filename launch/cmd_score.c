@@ -94,7 +94,9 @@ static enum status score(struct job *job, const struct token_list *list) {
       .M = n, .ids = list->ids, .positions = positions, .labels = list->ids + 1, .segments = &segment, .n_segments = 1};
   double loss = 0;
   ranks_must(transformer_loss(job->model, &batch, &loss, nll));
-  if (isfinite(loss))
+  bool finite = true; /* of nll, which every rank has; the loss is on the last stage alone */
+  for (int64_t i = 0; i < n; i++) finite = finite && isfinite(nll[i]);
+  if (finite)
     print(list, nll);
   else
     status = ranks_agree(status_set(STATUS_DATA,

@@ -35,8 +35,8 @@ enum status idle_check_step(struct idle_check *check, struct adapters *adapters,
     bool idle = is_zero(a, param_host(params, a->g)) && is_zero(b, param_host(params, b->g));
     check->zero_steps[i] = idle ? check->zero_steps[i] + 1 : 0;
     if (check->zero_steps[i] == STEPS_TO_WARN)
-      log_warn("adapter %s has had a gradient of exactly 0 for %d steps: it is not learning", a->group_name,
-               STEPS_TO_WARN);
+      log_warn_here("adapter %s has had a gradient of exactly 0 for %d steps: it is not learning", a->group_name,
+                    STEPS_TO_WARN);
   }
   return STATUS_OK;
 }

@@ -92,19 +92,27 @@ static enum status open_model(struct job *job, const struct job_options *options
   return model_create(job->device, job->source, job->mesh->tp, job->mesh->pp, &model_options, &job->model);
 }
 
-/* What the ranks must have in common: else they would wait for each other, or sum what does not belong together. */
-static enum status compare_ranks(struct job *job) {
+/* What the ranks must have in common: else they would wait for each other, or sum what does not belong together.
+ * Settings before the devices are opened, which is collective and done as they say. */
+static enum status compare_settings(struct job *job) {
   char *text = NULL;
-  TRY(ranks_agree(config_print(job->config, &text)));
-  const struct mesh_input inputs[] = {
-      {"program version", mesh_hash(0, LORASHARD_VERSION, strlen(LORASHARD_VERSION)),
-       "install the same build on every host"},
-      {"configuration", mesh_hash(0, text, strlen(text)), "give every rank the same file and --set"},
-      {"base model", mesh_hash(0, job->fingerprint, strlen(job->fingerprint)), "copy the same model to every host"},
-  };
-  enum status status = mesh_compare(job->mesh, inputs, (int)(sizeof inputs / sizeof inputs[0]));
+  enum status status = ranks_agree(config_print(job->config, &text));
+  if (status == STATUS_OK) {
+    const struct mesh_input inputs[] = {
+        {"program version", mesh_hash(0, LORASHARD_VERSION, strlen(LORASHARD_VERSION)),
+         "install the same build on every host"},
+        {"configuration", mesh_hash(0, text, strlen(text)), "give every rank the same file and --set"},
+    };
+    status = mesh_compare(job->mesh, inputs, (int)(sizeof inputs / sizeof inputs[0]));
+  }
   free(text);
   return status;
+}
+
+static enum status compare_base(struct job *job) {
+  const struct mesh_input base = {"base model", mesh_hash(0, job->fingerprint, strlen(job->fingerprint)),
+                                  "copy the same model to every host"};
+  return mesh_compare(job->mesh, &base, 1);
 }
 
 static enum status open_model_and_adapters(struct job *job, const struct job_options *options) {
@@ -119,14 +127,15 @@ enum status job_open(const struct config *config, const struct job_options *opti
   memset(job, 0, sizeof *job);
   job->config = config;
   TRY(ranks_agree(mesh_create((int)config->parallel.tp, (int)config->parallel.pp, &job->mesh)));
+  TRY(ranks_agree(compare_settings(job)));
   TRY(accelerator_open(config, job->mesh, &job->device));
   TRY(ranks_agree(open_base(job, options)));
-  TRY(ranks_agree(compare_ranks(job)));
+  TRY(ranks_agree(compare_base(job)));
   return open_model_and_adapters(job, options);
 }
 
-static enum recompute recompute_of(const struct config *config) {
-  switch (config->train.recompute) {
+enum recompute job_recompute(enum recompute_kind kind) {
+  switch (kind) {
     case RECOMPUTE_KIND_SELECTIVE:
       return RECOMPUTE_SELECTIVE;
     case RECOMPUTE_KIND_FULL:
@@ -140,7 +149,7 @@ enum status job_prepare_model(struct job *job, int64_t max_tokens, bool training
   const struct prepare_options options = {
       .max_tokens = max_tokens,
       .training = training,
-      .recompute = recompute_of(job->config),
+      .recompute = job_recompute(job->config->train.recompute),
       .sequence = training && job->config->parallel.sequence,
       .n_micro = n_micro,
       .adapted_below = job->first_adapted < job->shard.stage.layers.first,

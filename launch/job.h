@@ -52,6 +52,9 @@ void job_describe(const struct job *job);
 /* How train.base_dtype keeps weights. */
 enum weight_storage job_storage(enum base_dtype base_dtype);
 
+/* train.recompute as the model takes it. */
+enum recompute job_recompute(enum recompute_kind kind);
+
 /* config's compute type. */
 enum dtype job_act(const struct config *config);
 

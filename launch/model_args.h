@@ -16,7 +16,7 @@ struct model_args {
 
 /* The rows for their option tables. */
 #define MODEL_ARGS_OPTIONS(args)                                                                                       \
-  {.name = "base", .arg = "BASE", .doc = "base model: a Hugging Face folder or a .gguf file", .value = &(args)->base}, \
+  {.name = "base", .arg = "BASE", .doc = "base model: a Hugging Face folder, a .gguf file or synthetic:NAME", .value = &(args)->base}, \
       {.name = "adapter",                                                                                              \
        .arg = "ADAPTER",                                                                                               \
        .doc = "adapter.h5, a checkpoint directory or a PEFT folder",                                                   \

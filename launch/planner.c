@@ -2,6 +2,7 @@
 #include "launch/planner.h"
 
 #include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -22,18 +23,51 @@ static enum status choose_rate(struct planner *planner) {
                     bf16 ? "bf16" : "f32", bf16 ? "bf16" : "f32");
 }
 
-/* The number type of the layers' linears: of the first matrix that is large. */
-static void find_file_type(struct planner *planner) {
+static double type_bytes(enum dtype dtype) { return (double)dtype_block_bytes(dtype) / (double)dtype_block(dtype); }
+
+/* Is it a tensor of a layer: one of the prefixes, then "h." and a number? */
+static bool is_in_layer(const struct arch *arch, const char *name) {
+  size_t fixed = strcspn(arch->layer, "%");
+  for (int i = 0; i < 3 && arch->prefixes[i]; i++) {
+    size_t prefix = strlen(arch->prefixes[i]);
+    if (strncmp(name, arch->prefixes[i], prefix) == 0 && strncmp(name + prefix, arch->layer, fixed) == 0 &&
+        name[prefix + fixed] >= '0' && name[prefix + fixed] <= '9')
+      return true;
+  }
+  return false;
+}
+
+/* How the file stores the layers' linears: files of quantised models mix types. */
+static void find_file_type(struct planner *planner, const struct arch *arch) {
   const struct tensor_source *source = planner->source;
+  double weights[DTYPE_COUNT] = {0}, all = 0, bytes = 0;
   planner->file = DTYPE_BF16;
   for (int64_t i = 0; i < source->n_tensors; i++) {
     const struct tensor_info *info = source->at(source, i);
-    if (info->n_dims != 2 || info->shape[0] * info->shape[1] < planner->facts->d_model * planner->facts->d_model / 8)
-      continue;
-    planner->file = info->dtype;
-    if (!strstr(info->name, "embed") && !strstr(info->name, "wte")) break;
+    if (info->n_dims != 2 || !is_in_layer(arch, info->name)) continue;
+    double n = (double)info->shape[0] * (double)info->shape[1];
+    weights[info->dtype] += n;
+    all += n;
+    bytes += n * type_bytes(info->dtype);
+    if (weights[info->dtype] > weights[planner->file]) planner->file = info->dtype;
   }
-  planner->file_bytes = (double)dtype_block_bytes(planner->file) / (double)dtype_block(planner->file);
+  planner->file_bytes = all > 0 ? bytes / all : type_bytes(planner->file);
+}
+
+/* And the head, which is the embedding where the model has none of its own. */
+static void find_head_type(struct planner *planner, const struct arch *arch) {
+  struct tensor_source *source = planner->source;
+  const struct tensor_info *info = NULL;
+  char name[256];
+  if (!planner->facts->tied_head && arch->head) {
+    snprintf(name, sizeof name, "%s.weight", arch->head);
+    info = source->find(source, name);
+  }
+  for (int i = 0; !info && i < 3 && arch->prefixes[i]; i++) {
+    snprintf(name, sizeof name, "%s%s.weight", arch->prefixes[i], arch->embed);
+    info = source->find(source, name);
+  }
+  planner->head_bytes = info ? type_bytes(info->dtype) : planner->file_bytes;
 }
 
 static enum status find_adapters(struct planner *planner) {
@@ -46,14 +80,16 @@ static enum status find_adapters(struct planner *planner) {
 
 static enum status fill(struct planner *planner) {
   const struct model_facts *facts = planner->facts;
-  if (!arch_find(facts->family))
+  const struct arch *arch = arch_find(facts->family);
+  if (!arch)
     return status_set(STATUS_USAGE, "%s: model family '%s' is not supported: %s are", planner->source->path,
                       facts->family, arch_list());
   if (facts->position == POSITION_LEARNED && planner->seq_len > facts->max_positions)
     return status_set(STATUS_USAGE, "data.seq_len %" PRId64 " is longer than the %" PRId64 " learned positions of %s",
                       planner->seq_len, facts->max_positions, planner->source->path);
   TRY(choose_rate(planner));
-  find_file_type(planner);
+  find_file_type(planner, arch);
+  find_head_type(planner, arch);
   return find_adapters(planner);
 }
 
@@ -106,33 +142,35 @@ struct plan_layout planner_configured(const struct planner *planner, int64_t ran
   return (struct plan_layout){.tp = (int)config->parallel.tp,
                               .pp = (int)config->parallel.pp,
                               .dp = (int)(ranks / replica > 0 ? ranks / replica : 1),
-                              .sequence = config->parallel.sequence,
+                              .sequence = config->parallel.sequence && config->parallel.tp > 1,
                               .recompute = config->train.recompute,
                               .base_dtype = config->train.base_dtype,
                               .micro_batch = config->train.micro_batch};
 }
 
-static bool tp_fits(const struct planner *planner, int64_t tp) {
-  const struct model_facts *facts = planner->facts;
-  int64_t heads_of_a_rank = (facts->n_heads + tp - 1) / tp;
-  return tp <= facts->n_heads && tp <= facts->d_ffn && tp <= facts->n_vocab && tp <= PLAN_MAX_TP &&
-         heads_of_a_rank <= SHARD_MAX_HEADS;
+/* Can the model be dealt over tp ranks? The first of them gets most heads. */
+static enum status check_tp(const struct planner *planner, int64_t tp) {
+  struct shard shard;
+  if (tp > PLAN_MAX_TP) return status_set(STATUS_USAGE, "tp %" PRId64 " is more than plan's %d", tp, PLAN_MAX_TP);
+  return shard_plan(planner->facts, (int)tp, 0, &shard);
+}
+
+static enum status check_pp(const struct planner *planner, int pp) {
+  struct shard shard;
+  if (pp > PLAN_MAX_PP) return status_set(STATUS_USAGE, "pp %d is more than plan's %d", pp, PLAN_MAX_PP);
+  if (pp <= planner->facts->n_layers) return STATUS_OK;
+  return shard_plan_stage(planner->facts, planner->first_adapted, pp, 0, &shard); /* says why not */
 }
 
 enum status planner_check(const struct planner *planner, const struct plan_job *job, const struct plan_layout *layout) {
-  const struct model_facts *facts = planner->facts;
   if (layout->tp < 1 || layout->pp < 1 || layout->dp < 1 || (int64_t)layout->tp * layout->pp * layout->dp != job->ranks)
     return status_set(STATUS_USAGE, "tp %d x pp %d x dp %d is not %" PRId64 " ranks", layout->tp, layout->pp,
                       layout->dp, job->ranks);
-  if (!tp_fits(planner, layout->tp))
-    return status_set(STATUS_USAGE, "tp %d is more than the model has heads (%" PRId64 ") or FFN columns to deal",
-                      layout->tp, facts->n_heads);
-  if (layout->pp > facts->n_layers || layout->pp > PLAN_MAX_PP)
-    return status_set(STATUS_USAGE, "pp %d is more than the model's %" PRId64 " layers", layout->pp, facts->n_layers);
+  TRY(check_tp(planner, layout->tp));
+  TRY(check_pp(planner, layout->pp));
   if (layout->dp > job->global_batch)
     return status_set(STATUS_USAGE, "dp %d is more than the %" PRId64 " rows of a step: raise train.global_batch",
                       layout->dp, job->global_batch);
-  if (layout->sequence && layout->tp == 1) return status_set(STATUS_USAGE, "sequence parallelism needs tp above 1");
   return STATUS_OK;
 }
 
@@ -214,7 +252,7 @@ static enum status vary_parallel(struct candidates *c) {
   int64_t ranks = c->job->ranks;
   for (int64_t tp = 1; tp <= ranks && tp <= PLAN_MAX_TP; tp++) {
     if (search->tp ? !placed_well(c->planner, tp) : tp != search->fixed.tp) continue;
-    if (ranks % tp || !tp_fits(c->planner, tp)) continue;
+    if (ranks % tp || check_tp(c->planner, tp) != STATUS_OK) continue;
     for (int64_t pp = 1; pp <= ranks / tp && pp <= c->planner->facts->n_layers && pp <= PLAN_MAX_PP; pp++) {
       if ((ranks / tp) % pp || (!search->pp && pp != search->fixed.pp)) continue;
       struct plan_layout layout = search->fixed;

@@ -2,13 +2,13 @@
  * What tp and pp alone decide, kept for all layouts that share them: the parts that
  * a rank holds, and the sums over layers that times are made of.
  */
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "io/quant.h"
 #include "launch/batcher.h"
 #include "launch/planner_internal.h"
-
-static double most(double a, double b) { return a > b ? a : b; }
 
 static enum status no_memory(void) { return status_set(STATUS_SYSTEM, "out of memory for the plan's tables"); }
 
@@ -29,12 +29,12 @@ static void add_adapter(const struct planner *planner, const struct shard *shard
     bool b_whole = row_parallel || (kv && shards[i].kv_replicated);
     double a = r * (double)(row_parallel ? dims.in_t.n : dims.in);
     double b = r * (double)(b_whole ? dims.out : dims.out_t.n);
-    largest.in = most(largest.in, r * (double)dims.in_t.n);
-    largest.out = most(largest.out, r * (double)dims.out_t.n);
-    largest.reads = most(largest.reads, (double)dims.in_t.n);
-    largest.writes = most(largest.writes, (double)dims.out_t.n);
-    largest.stage = most(largest.stage, tp == 1 ? 0 : (row_parallel ? 0 : a) + (b_whole ? b : 0));
-    largest.dp = most(largest.dp, tp == 1 ? a + b : (row_parallel ? a : 0) + (b_whole ? 0 : b));
+    largest.in = fmax(largest.in, r * (double)dims.in_t.n);
+    largest.out = fmax(largest.out, r * (double)dims.out_t.n);
+    largest.reads = fmax(largest.reads, (double)dims.in_t.n);
+    largest.writes = fmax(largest.writes, (double)dims.out_t.n);
+    largest.stage = fmax(largest.stage, tp == 1 ? 0 : (row_parallel ? 0 : a) + (b_whole ? b : 0));
+    largest.dp = fmax(largest.dp, tp == 1 ? a + b : (row_parallel ? a : 0) + (b_whole ? 0 : b));
   }
   sum->in += largest.in;
   sum->out += largest.out;
@@ -66,11 +66,11 @@ static enum status find_kinds(const struct planner *planner, struct plan_cut *cu
     if (i < cut->n_ranks) continue;
     shards[i] = shard;
     cut->ranks[cut->n_ranks++] = t;
-    cut->work = most(cut->work, (double)shard_layer_work(&shard, planner->facts));
-    cut->heads = most(cut->heads, (double)shard.heads.n);
-    cut->kv_heads = most(cut->kv_heads, (double)shard.kv_heads.n);
-    cut->ffn = most(cut->ffn, (double)shard.ffn.n);
-    cut->vocab = most(cut->vocab, (double)shard.vocab.n);
+    cut->work = fmax(cut->work, (double)shard_layer_work(&shard, planner->facts));
+    cut->heads = fmax(cut->heads, (double)shard.heads.n);
+    cut->kv_heads = fmax(cut->kv_heads, (double)shard.kv_heads.n);
+    cut->ffn = fmax(cut->ffn, (double)shard.ffn.n);
+    cut->vocab = fmax(cut->vocab, (double)shard.vocab.n);
   }
   return STATUS_OK;
 }
@@ -161,6 +161,23 @@ int64_t planner_micro_batches(const struct planner *planner, const struct plan_j
   return batcher_most_micro_batches(job->global_batch, layout->dp, planner_rows_at_once(planner, layout));
 }
 
+/* --- sizes of weights --- */
+
+double planner_layer_weights(const struct planner *planner) {
+  const struct model_facts *f = planner->facts;
+  return (double)f->d_model * (double)f->head_dim * 2 * (double)(f->n_heads + f->n_kv_heads) +
+         (double)f->d_model * (f->gated ? 3 : 2) * (double)f->d_ffn;
+}
+
+/* 4 bits, a code for each block's scale, scale and offset of a tile's codes. */
+static double nf4_bytes(void) {
+  return 0.5 + 1.0 / QUANT_NF4_BLOCK + 2.0 * sizeof(float) / (QUANT_NF4_BLOCK * QUANT_NF4_TILE);
+}
+
+double planner_head_bytes(const struct planner *planner, enum base_dtype base_dtype) {
+  return base_dtype == BASE_F32 ? 4 : base_dtype == BASE_BF16 ? 2 : planner->head_bytes;
+}
+
 double planner_weight_bytes(const struct planner *planner, enum base_dtype base_dtype) {
   switch (base_dtype) {
     case BASE_F32:
@@ -172,7 +189,7 @@ double planner_weight_bytes(const struct planner *planner, enum base_dtype base_
     case BASE_INT8:
       return dtype_quantised(planner->file) ? planner->file_bytes : 1; /* a scale a row */
     case BASE_NF4:
-      return dtype_quantised(planner->file) ? planner->file_bytes : 0.516; /* QLoRA: 4.127 bits */
+      return dtype_quantised(planner->file) ? planner->file_bytes : nf4_bytes();
     default:
       return planner->file_bytes;
   }

@@ -54,8 +54,9 @@ struct planner {
   struct device device; /* no device: its kind of memory, for dry runs */
   enum dtype act;
   struct cluster_rate rate;   /* of act products */
-  enum dtype file;            /* type of the linears as stored */
-  double file_bytes;          /* that a weight takes there */
+  enum dtype file;            /* type of the linears as stored; of several, that of most weights */
+  double file_bytes;          /* that a weight of theirs takes there, in the mean */
+  double head_bytes;          /* that a weight of the head takes there */
   struct adapter_spec *specs; /* [n_specs] of the whole model, not placed */
   int n_specs;
   int first_adapted;
@@ -82,8 +83,11 @@ int64_t planner_rows_at_once(const struct planner *planner, const struct plan_la
 /* Bytes that a rank may use. */
 double planner_room(const struct planner *planner);
 
-/* Bytes that a weight of the layers' linears takes. */
+/* Weights of a whole layer's linears. */
+double planner_layer_weights(const struct planner *planner);
+/* Bytes that a weight of the layers' linears takes, and one of the head, which is never quantised here. */
 double planner_weight_bytes(const struct planner *planner, enum base_dtype base_dtype);
+double planner_head_bytes(const struct planner *planner, enum base_dtype base_dtype);
 
 enum status planner_predict(struct planner *planner, const struct plan_job *job, const struct plan_layout *layout,
                             struct plan_time *time);

@@ -65,7 +65,7 @@ enum status planner_rank_memory(struct planner *planner, const struct plan_job *
   TRY_OUT(shard_plan_stage(planner->facts, planner->first_adapted, layout->pp, pp_rank, &shard));
   prepare = (struct prepare_options){.max_tokens = planner_tokens(planner, layout),
                                      .training = true,
-                                     .recompute = (enum recompute)layout->recompute,
+                                     .recompute = job_recompute(layout->recompute),
                                      .sequence = layout->sequence,
                                      .n_micro = planner_micro_batches(planner, job, layout),
                                      .adapted_below = shard.stage.layers.first > planner->first_adapted};
@@ -152,8 +152,6 @@ enum status planner_largest(struct planner *planner, const struct plan_job *job,
 }
 
 double planner_least_memory(const struct planner *planner, const struct plan_layout *layout) {
-  const struct model_facts *f = planner->facts;
-  double layer = (double)f->d_model * (double)f->head_dim * 2 * (double)(f->n_heads + f->n_kv_heads) +
-                 (double)f->d_model * (f->gated ? 3 : 2) * (double)f->d_ffn;
-  return layer * (double)f->n_layers / layout->tp / layout->pp * planner_weight_bytes(planner, layout->base_dtype);
+  return planner_layer_weights(planner) * (double)planner->facts->n_layers / layout->tp / layout->pp *
+         planner_weight_bytes(planner, layout->base_dtype);
 }

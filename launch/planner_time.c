@@ -41,8 +41,6 @@ static double stage_total(const struct stage_time *s) {
   return s->products + s->attention + s->adapters + s->elementwise + s->recompute + s->tp.seconds + s->pp.seconds;
 }
 
-static double longer(double a, double b) { return a > b ? a : b; }
-
 /* --- arithmetic --- */
 
 /* Products of `weights` frozen weights with M tokens, once. */
@@ -50,7 +48,7 @@ static double product(const struct predict *p, double weights, double weight_byt
   double bytes = weights * weight_bytes;
   /* A GPU expands weights of another type into memory and reads them from there; a CPU does it in its caches. */
   if (!p->planner->device.host_memory && weight_bytes != p->act) bytes += 2 * weights * p->act;
-  return longer(2 * weights * p->M / p->rate, bytes / p->stream);
+  return fmax(2 * weights * p->M / p->rate, bytes / p->stream);
 }
 
 /* Scores and values of one layer: each query sees half of the sequence, or the window. */
@@ -81,9 +79,9 @@ static double backward_bytes(const struct predict *p) {
 static double adapter_time(const struct predict *p, const struct plan_pairs *from, const struct plan_pairs *to) {
   double in = to->in - from->in, out = to->out - from->out;
   double reads = to->reads - from->reads, writes = to->writes - from->writes;
-  double forward = longer(2 * (in + out) * p->M / p->rate, p->M * p->act * (reads + 2 * writes) / p->stream);
+  double forward = fmax(2 * (in + out) * p->M / p->rate, p->M * p->act * (reads + 2 * writes) / p->stream);
   double backward =
-      longer(4 * (in + out) * p->M / p->rate, p->M * (2 * p->act * writes + (p->act + 2 * WIDE) * reads) / p->stream);
+      fmax(4 * (in + out) * p->M / p->rate, p->M * (2 * p->act * writes + (p->act + 2 * WIDE) * reads) / p->stream);
   return forward + backward;
 }
 
@@ -177,10 +175,17 @@ static void add_exchange(const struct predict *p, struct plan_traffic *t, double
 
 /* --- a stage --- */
 
+/* Weights that full recomputation does not multiply again (model/block.c): those of the layer's last sum, whose result
+ * nobody reads. Down, and o where attention and FFN are summed together; no more than the residual is added to it. */
+static double left_out(const struct predict *p) {
+  double attention = p->facts->parallel_residual ? p->cut->heads * (double)p->facts->head_dim : 0;
+  return (p->cut->ffn + attention) * (double)p->facts->d_model;
+}
+
 static void stage_layers(const struct predict *p, const struct span *layers, struct stage_time *s) {
   const struct planner *planner = p->planner;
-  double n = (double)layers->n, end = (double)(layers->first + layers->n);
-  double low = longer((double)layers->first, (double)planner->first_adapted);
+  double n = (double)layers->n, end = (double)(layers->first + layers->n), D = (double)p->facts->d_model;
+  double low = fmax((double)layers->first, (double)planner->first_adapted);
   double trained = end > low ? end - low : 0; /* layers with a backward pass */
   bool lowest = trained > 0 && layers->first <= planner->first_adapted;
   double bytes = planner_weight_bytes(planner, p->layout->base_dtype);
@@ -195,10 +200,11 @@ static void stage_layers(const struct predict *p, const struct span *layers, str
   add_backward(p, &s->tp, lowest ? trained - 1 : trained, columns);
   if (lowest) add_lowest(p, &s->tp, columns);
   if (p->layout->recompute == RECOMPUTE_KIND_FULL) {
-    s->recompute += trained * (layer_product + attention + forward_bytes(p) / p->stream);
+    double products = product(p, p->cut->work - left_out(p), bytes);
+    s->recompute += trained * (products + attention + (forward_bytes(p) - p->own * D * 3 * WIDE) / p->stream);
     add_forward(p, &s->tp, trained, 0, columns);
   } else if (p->layout->recompute == RECOMPUTE_KIND_SELECTIVE) {
-    double up = p->cut->ffn * (double)p->facts->d_model * (p->facts->gated ? 2 : 1);
+    double up = p->cut->ffn * D * (p->facts->gated ? 2 : 1);
     s->recompute += trained * product(p, up, bytes);
     add_gathers(p, &s->tp, trained, columns / 2);
   }
@@ -212,8 +218,8 @@ static void stage_ends(const struct predict *p, int stage, const struct span *la
     add_sums(p, &s->tp, 1, De);
   }
   if (last) {
-    /* The head is kept as it is in the file. Logits: written, read twice, changed, rounded. */
-    s->products += 2 * product(p, p->cut->vocab * De, p->planner->file_bytes);
+    /* Logits: written, read twice, changed, rounded. */
+    s->products += 2 * product(p, p->cut->vocab * De, planner_head_bytes(p->planner, p->layout->base_dtype));
     s->elementwise += p->M * (p->cut->vocab * (5 * WIDE + 2 * p->act) + 6 * D * WIDE) / p->stream;
     add_head(p, &s->tp);
   }
@@ -239,8 +245,7 @@ static double useful_flops(const struct predict *p) {
   const struct model_facts *f = p->facts;
   double tokens = (double)p->job->global_batch * (double)p->planner->seq_len;
   double L = (double)f->n_layers, trained = L - (double)p->planner->first_adapted;
-  double layer = (double)f->d_model * (double)f->head_dim * 2 * (double)(f->n_heads + f->n_kv_heads) +
-                 (double)f->d_model * (f->gated ? 3 : 2) * (double)f->d_ffn;
+  double layer = planner_layer_weights(p->planner);
   double seen = attention_flops(p) / p->M / p->cut->heads * (double)f->n_heads;
   double head = 2 * (double)f->n_vocab * (double)f->d_embed;
   return tokens * (2 * layer * (L + trained) + seen * (L + 2 * trained) + 2 * head);

@@ -45,6 +45,11 @@ static double now(void) {
 
 static bool speaks(const struct run *run) { return run->job->mesh->rank == 0; }
 
+/* Ranks of other stages have other adapters. */
+static bool speaks_for_stage(const struct run *run) {
+  return run->job->mesh->tp_rank == 0 && run->job->mesh->dp_rank == 0;
+}
+
 /* --- before the first step --- */
 
 static void report_data(const struct run *run, const char *what, const struct dataset *data) {
@@ -275,7 +280,8 @@ static enum status advance(struct run *run, bool *stop) {
   ranks_must(train_step(run->job, &run->batcher, &run->plan, &run->state, &signals, &result));
   if (signals.failed) return ranks_agree(writing);
   if (result.not_finite) return ranks_agree(train_explain(run->job, &run->batcher, &run->state, &result));
-  if (!result.skipped) ranks_must(idle_check_step(&run->idle, &run->job->adapters, run->job->device));
+  if (!result.skipped && speaks_for_stage(run))
+    ranks_must(idle_check_step(&run->idle, &run->job->adapters, run->job->device));
   record(run, &result, now() - start, &line);
   if (saver_pending(run->saver) && !signals.writing) ranks_must(saver_advance(run->saver));
   bool last = run->state.step >= run->plan.steps, asked = signals.stop;

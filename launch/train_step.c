@@ -30,16 +30,16 @@ static enum schedule schedule_of(const struct config *config) {
 
 /* This rank's micro-batches of the global batch. */
 struct share {
-  struct job *job;
   struct batcher *batcher;
   const struct run_state *state;
   int64_t first, count; /* rows, of the global batch */
   bool training;
 };
 
-static struct share share_of(struct job *job, struct batcher *batcher, const struct run_state *state, int64_t samples) {
-  struct share share = {.job = job, .batcher = batcher, .state = state};
-  batcher_deal(samples, job->mesh->n_dp, job->mesh->dp_rank, &share.first, &share.count);
+static struct share share_of(const struct mesh *mesh, struct batcher *batcher, const struct run_state *state,
+                             int64_t samples) {
+  struct share share = {.batcher = batcher, .state = state};
+  batcher_deal(samples, mesh->n_dp, mesh->dp_rank, &share.first, &share.count);
   return share;
 }
 
@@ -86,7 +86,7 @@ enum status train_step(struct job *job, struct batcher *batcher, const struct tr
   batcher_count(batcher, state->samples, result->samples, &result->targets, &result->tokens);
   result->lr = schedule_lr(schedule_of(config), config->train.lr, state->step, config->train.warmup_steps, plan->steps);
   TRY(param_list_zero_gradients(&job->adapters.params, job->device));
-  struct share share = share_of(job, batcher, state, result->samples);
+  struct share share = share_of(job->mesh, batcher, state, result->samples);
   share.training = true;
   const struct micro_batches micro_batches = {share_micro_batches(&share), share_next, &share};
   double loss = 0;
@@ -119,7 +119,7 @@ enum status train_explain(struct job *job, struct batcher *batcher, const struct
                           const struct train_result *result) {
   const int L = (int)job->source->facts.n_layers;
   double first = L + 1;
-  struct share share = share_of(job, batcher, state, result->samples);
+  struct share share = share_of(job->mesh, batcher, state, result->samples);
   for (int64_t i = 0; i < share_micro_batches(&share); i++) {
     struct batch batch;
     int place;

@@ -59,12 +59,6 @@ void param_list_free(struct param_list *list, struct device *device) {
   memset(list, 0, sizeof *list);
 }
 
-int64_t param_list_total(const struct param_list *list) {
-  int64_t total = 0;
-  for (int i = 0; i < list->n; i++) total += list->items[i].rows * list->items[i].cols;
-  return total;
-}
-
 bool param_is_written(const struct param *param, const struct mesh *mesh) {
   return mesh->dp_rank == 0 && (mesh->tp_rank == 0 || param->group == PARAM_DP) &&
          param->part_rows * param->part_cols > 0;

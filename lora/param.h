@@ -58,9 +58,6 @@ size_t param_list_bytes(const struct param_list *list);
 enum status param_list_allocate(struct param_list *list, struct device *device);
 void param_list_free(struct param_list *list, struct device *device);
 
-/* Parameters of the list's whole matrices: each counted once, whatever the tp and dp. */
-int64_t param_list_total(const struct param_list *list);
-
 /* True if this rank writes the parameter's part to a checkpoint: sharded parts by
  * every tp rank of dp rank 0, replicated ones by tp rank 0 alone. */
 bool param_is_written(const struct param *param, const struct mesh *mesh);

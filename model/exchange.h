@@ -1,8 +1,8 @@
 /*
- * exchange.h: between the residual stream and the linears: the only messages of a
- * layer. Without sequence parallelism every rank holds the whole stream and sums
- * are all-reduced. With it a rank holds `own` rows of the stream; they are
- * gathered where column-parallel linears read them, and sums are reduce-scattered.
+ * exchange.h: between the residual stream and the linears: the messages of a layer
+ * (but for the joint sum behind two norms, backward_two_norms in block.c). Without sequence parallelism every rank
+ * holds the whole stream and sums are all-reduced. With it a rank holds `own` rows of the stream; they are gathered
+ * where column-parallel linears read them, and sums are reduce-scattered.
  *
  * Adapter columns ride along (docs/architecture.md, sequence parallelism): forward
  * gathers rows [n | h], h = n A' of the rank's own rows; backward reduce-scatters

@@ -8,7 +8,7 @@
 #include "model/model.h"
 
 /* Loss of the batch's labels from acts.x_end; its parts stay in acts.xent. With
- * `backward`, acts.dx = the gradient of g x loss with respect to x_end (whole).
+ * `backward`, acts.dx = the gradient of g x loss with respect to x_end (whole, or own rows with sequence parallelism).
  * Queues its work and waits for nothing. */
 enum status head_loss(struct model *model, const struct batch *batch, bool backward, float g);
 

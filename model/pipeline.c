@@ -48,7 +48,7 @@ static enum status backward(const struct step *step, int64_t i) {
 static enum status exchange_behind(const struct step *step, int64_t out, int64_t in) {
   struct model *m = step->m;
   if (step->last) return STATUS_OK;
-  bool sends = out >= 0, receives = in >= 0 && step->backward;
+  bool sends = out >= 0, receives = in >= 0;
   return comm_exchange_f32(m->pp, m->acts.x_end.data, sends ? stream_size(m, &set_of(step, out)->batch) : 0,
                            sends ? behind(m) : -1, m->acts.dx.data,
                            receives ? stream_size(m, &set_of(step, in)->batch) : 0, receives ? behind(m) : -1);
@@ -67,25 +67,18 @@ static enum status exchange_before(const struct step *step, int64_t out, int64_t
                            receives ? stream_size(m, &set_of(step, in)->batch) : 0, receives ? before(m) : -1);
 }
 
-static enum status forward_alone(const struct step *step) {
-  for (int64_t i = 0; i < step->source->n; i++) {
-    TRY(exchange_before(step, -1, i));
-    TRY(forward(step, i));
-    TRY(exchange_behind(step, i, -1));
-  }
-  return STATUS_OK;
-}
-
-/* 1F1B: `ahead` forward passes, then one of each, then what is left of backward. */
+/* 1F1B: `ahead` forward passes, then one of each, then what is left of backward. Below the lowest adapter a stage
+ * only runs ahead. */
 static enum status one_forward_one_backward(const struct step *step) {
   const struct stage *stage = &step->m->shard.stage;
   const int64_t n = step->source->n, stages_behind = stage->n_pp - 1 - stage->pp_rank;
-  const int64_t ahead = stages_behind < n ? stages_behind : n;
+  const int64_t ahead = step->backward && stages_behind < n ? stages_behind : n;
   for (int64_t i = 0; i < ahead; i++) {
     TRY(exchange_before(step, -1, i));
     TRY(forward(step, i));
     TRY(exchange_behind(step, i, -1));
   }
+  if (!step->backward) return STATUS_OK;
   if (ahead < n) TRY(exchange_before(step, -1, ahead));
   for (int64_t i = ahead; i < n; i++) {
     TRY(forward(step, i));
@@ -113,7 +106,7 @@ enum status pipeline_train(struct model *m, const struct micro_batches *source, 
       .backward = m->first_adapted < layers.first + layers.n,
       .pass_on = m->adapted_below,
   };
-  return step.backward ? one_forward_one_backward(&step) : forward_alone(&step);
+  return one_forward_one_backward(&step);
 }
 
 enum status pipeline_receive_input(struct model *m, const struct batch *b, struct layer_saved *layers) {

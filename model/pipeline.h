@@ -4,7 +4,7 @@
  *
  * Source: Narayanan et al. 2019 (PipeDream), 2021 (Megatron-LM). A stage runs ahead
  * by as many forward passes as stages follow it, then alternates, so that it never
- * keeps the activations of more micro-batches than that. Messages are the residual
+ * keeps the activations of more micro-batches than those and the one at hand. Messages are the residual
  * stream [T, D] f32 forward and its gradient backward, between ranks of equal tp and
  * dp place. Stages below the lowest adapter run forward only and get no gradient.
  */

@@ -24,7 +24,7 @@ struct micro_batches {
  * Communication over tp, per micro-batch: 2 L + 1 (L + 1 parallel) all-reduces of
  * [M, D] forward, at most 2 L backward, and two small ones per chunk of targets;
  * with sequence parallelism a reduce-scatter and an all-gather in place of each.
- * Over pp: [M, D] f32 from stage to stage, once each way (model/pipeline.h). */
+ * Over pp: [T, D] f32 from stage to stage, once each way (model/pipeline.h). */
 enum status transformer_train(struct model *model, const struct micro_batches *micro_batches, float g,
                               double *loss_sum);
 

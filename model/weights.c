@@ -312,9 +312,6 @@ static enum status plan_all(struct plan *plan) {
 /* Weights that have another's place. */
 static void share(struct weights *weights, const struct model_facts *facts, const struct shard *shard) {
   if (facts->tied_head && shard_is_first_stage(shard)) weights->head = weights->embed;
-  if (facts->shared_norm)
-    for (int64_t layer = 0; layer < facts->n_layers; layer++)
-      weights->layers[layer].norm2 = weights->layers[layer].norm1;
 }
 
 static void plan_free(struct plan *plan) {

@@ -5,9 +5,6 @@
 
 #include "io/quant.h"
 
-#define TURN_LINES   READ_TURN_LINES
-#define BUFFER_BYTES READ_BUFFER_BYTES
-
 enum status read_list_add(struct read_list *list, struct read_item item) {
   if (list->n == list->capacity) {
     int capacity = list->capacity ? 2 * list->capacity : 64;
@@ -74,7 +71,7 @@ static enum status read_rows(const struct read_item *item, struct tensor_source 
   size_t from_row = dtype_bytes(from, cover.n), to_row = dtype_bytes(item->dtype, item->columns.n);
   if (from == item->dtype && cover.n == item->columns.n)
     return source->read(source, item->info, row, n, cover.first, cover.n, dst, to_row);
-  int64_t batch = (int64_t)(BUFFER_BYTES / from_row);
+  int64_t batch = (int64_t)(READ_BUFFER_BYTES / from_row);
   if (batch < 1) batch = 1;
   for (int64_t done = 0; done < n; done += batch) {
     int64_t now = n - done < batch ? n - done : batch;
@@ -100,28 +97,28 @@ static void store_turned(enum dtype dtype, const float *lines, int64_t n_lines, 
     for (int64_t k = 0; k < n_lines; k++) store_one(dtype, dst, r * n_columns + column + k, lines[k * n + r]);
 }
 
-/* The same for f8, of which TURN_LINES columns are a block. */
+/* The same for f8, of which READ_TURN_LINES columns are a block. */
 static void pack_turned(const float *lines, int64_t n, char *dst, int64_t n_columns, int64_t column) {
   for (int64_t r = 0; r < n; r++) {
-    float block[TURN_LINES];
-    for (int64_t k = 0; k < TURN_LINES; k++) block[k] = lines[k * n + r];
-    quant_pack_f8(block, TURN_LINES, dst + dtype_bytes(DTYPE_F8, r * n_columns + column));
+    float block[READ_TURN_LINES];
+    for (int64_t k = 0; k < READ_TURN_LINES; k++) block[k] = lines[k * n + r];
+    quant_pack_f8(block, READ_TURN_LINES, dst + dtype_bytes(DTYPE_F8, r * n_columns + column));
   }
 }
 
-/* Stored [in, out]: read runs of input rows and turn them, TURN_LINES at a time.
+/* Stored [in, out]: read runs of input rows and turn them, READ_TURN_LINES at a time.
  * The buffer holds as many at least. dst row length is item->columns.n elements. */
 static enum status read_turned(const struct read_item *item, struct tensor_source *source, int64_t row, int64_t n,
                                char *dst, char *buffer, float *wide) {
   enum dtype from = item->info->dtype;
   size_t from_row = dtype_bytes(from, n);
-  int64_t batch = (int64_t)(BUFFER_BYTES / from_row) / TURN_LINES * TURN_LINES;
-  if (batch < TURN_LINES) batch = TURN_LINES;
+  int64_t batch = (int64_t)(READ_BUFFER_BYTES / from_row) / READ_TURN_LINES * READ_TURN_LINES;
+  if (batch < READ_TURN_LINES) batch = READ_TURN_LINES;
   for (int64_t done = 0; done < item->columns.n; done += batch) {
     int64_t now = item->columns.n - done < batch ? item->columns.n - done : batch;
     TRY(source->read(source, item->info, item->columns.first + done, now, row, n, buffer, from_row));
-    for (int64_t c = 0; c < now; c += TURN_LINES) {
-      int64_t lines = now - c < TURN_LINES ? now - c : TURN_LINES;
+    for (int64_t c = 0; c < now; c += READ_TURN_LINES) {
+      int64_t lines = now - c < READ_TURN_LINES ? now - c : READ_TURN_LINES;
       quant_expand_f32(from, buffer + (size_t)c * from_row, lines * n, wide);
       if (item->dtype == DTYPE_F8)
         pack_turned(wide, n, dst, item->columns.n, done + c);
@@ -201,10 +198,10 @@ enum status reader_open(const struct read_list *list, struct tensor_source *sour
                         struct comm *tp, struct reader *reader) {
   *reader = (struct reader){.source = source, .device = device, .tp = tp};
   int64_t longest = longest_row(list);
-  size_t buffer_bytes = (size_t)longest * TURN_LINES * sizeof(float);
-  if (buffer_bytes < BUFFER_BYTES) buffer_bytes = BUFFER_BYTES;
+  size_t buffer_bytes = (size_t)longest * READ_TURN_LINES * sizeof(float);
+  if (buffer_bytes < READ_BUFFER_BYTES) buffer_bytes = READ_BUFFER_BYTES;
   reader->buffer = malloc(buffer_bytes);
-  reader->wide = malloc((size_t)longest * TURN_LINES * sizeof(float));
+  reader->wide = malloc((size_t)longest * READ_TURN_LINES * sizeof(float));
   if (!reader->buffer || !reader->wide)
     return status_set(STATUS_SYSTEM, "out of memory for a read buffer of %zu bytes", buffer_bytes);
   return quantiser_open(list, &reader->quantiser);

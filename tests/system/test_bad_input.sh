@@ -339,6 +339,9 @@ refused 1 "step 1: loss nan.*appear in layer 2: .*check the base's weights" trai
 refused 1 'the loss is not finite: weights of base are damaged' eval --base base --data d.jsonl
 refused 1 'log-probabilities are not finite' score --base base --ids '1 403 407'
 refused 1 'the logits are not finite' generate --base base --prompt Once
+launch 2
+refused 1 'log-probabilities are not finite' score --base base --ids '1 403 407' --set parallel.pp=2
+launch
 rm -rf run
 refused 1 'step [0-9]*: loss .*not finite.*lower train.lr' train job.yaml --set train.lr=1000 --set lora.alpha=1e9 --set train.steps=20 --set train.schedule=constant
 # Only rows of more than 40 tokens meet the infinite position: 1 of 6. The others still train.
