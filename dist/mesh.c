@@ -40,15 +40,24 @@ int mesh_launcher_rank(void) {
 
 static enum status gather_hosts(int world) {
   char own[HOST] = "";
+  enum status status = STATUS_OK;
+  bool speaker;
   gethostname(own, sizeof own - 1);
   own[strcspn(own, ".")] = 0;
   hosts = calloc((size_t)world, sizeof *hosts);
-  if (!hosts) return status_set(STATUS_SYSTEM, "out of memory for the names of %d ranks' hosts", world);
+  if (!hosts) status = status_set(STATUS_SYSTEM, "out of memory for the names of %d ranks' hosts", world);
+  /* A rank that cannot take part must not be waited for. */
+  status = mesh_agree(status, &speaker);
+  if (status != STATUS_OK) return speaker ? status : status_set(status, "%s", "");
   n_hosts = world;
   return comm_check(MPI_Allgather(own, HOST, MPI_CHAR, hosts, HOST, MPI_CHAR, MPI_COMM_WORLD), "MPI_Allgather");
 }
 
 const char *mesh_host(int rank) { return rank >= 0 && rank < n_hosts ? hosts[rank] : ""; }
+
+void mesh_name_rank(int rank, const char *host, char *text, size_t size) {
+  snprintf(text, size, "rank %d%s%s%s", rank, *host ? " (host " : "", host, *host ? ")" : "");
+}
 
 enum status mesh_start(int *world_p, int *rank_p) {
   const char *variable = "";

@@ -39,6 +39,9 @@ int mesh_launcher_rank(void);
  * Valid until mesh_stop. */
 const char *mesh_host(int rank);
 
+/* "rank 3 (host b)"; "rank 3" if `host` is "". */
+void mesh_name_rank(int rank, const char *host, char *text, size_t size);
+
 /* Cut the world into groups; dp = world / (tp pp). STATUS_USAGE when it does not
  * divide. On success the mesh is the caller's, to be destroyed before the device
  * that it uses. */

@@ -45,15 +45,6 @@ static int find_difference(const struct given *all, int world, int n) {
   return -1;
 }
 
-/* "rank 3 (host b)" */
-static void name_rank(int rank, char *text, size_t size) {
-  const char *host = mesh_host(rank);
-  if (*host)
-    snprintf(text, size, "rank %d (host %s)", rank, host);
-  else
-    snprintf(text, size, "rank %d", rank);
-}
-
 static enum status tell(const struct given *all, int world, int input, const struct mesh_input *what) {
   char others[TOLD * 96] = "", name[96], most[96], more[48] = "";
   const int reference = most_common(all, world, input);
@@ -61,12 +52,12 @@ static enum status tell(const struct given *all, int world, int input, const str
   for (int r = 0; r < world; r++) {
     if (all[r].hashes[input] == all[reference].hashes[input]) continue;
     if (differing++ >= TOLD) continue;
-    name_rank(r, name, sizeof name);
+    mesh_name_rank(r, mesh_host(r), name, sizeof name);
     const size_t length = strlen(others);
     snprintf(others + length, sizeof others - length, "%s%s", length ? ", " : "", name);
   }
   if (differing > TOLD) snprintf(more, sizeof more, " and %d more", differing - TOLD);
-  name_rank(reference, most, sizeof most);
+  mesh_name_rank(reference, mesh_host(reference), most, sizeof most);
   return status_set(STATUS_USAGE, "%s%s %s another %s than %s%s%s", others, more, differing > 1 ? "have" : "has",
                     what->name, most, what->remedy ? ": " : "", what->remedy ? what->remedy : "");
 }

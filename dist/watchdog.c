@@ -10,6 +10,7 @@
 
 #include "dist/mesh.h"
 #include "dist/watchdog_internal.h"
+#include "io/thread.h"
 
 /* A rank that was asked by another lets it speak for so long. */
 #define HOLD_SECONDS 10.0
@@ -50,7 +51,7 @@ static struct {
          .call.group = -1,
          .color = {-1, -1, -1, -1, -1}};
 
-static double now(void) {
+double watchdog_now(void) {
   struct timespec t;
   clock_gettime(CLOCK_MONOTONIC, &t);
   return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
@@ -70,7 +71,7 @@ void watchdog_place(struct watchdog_place *place) {
   const char *operation = atomic_load(&dog.call.operation);
   place->step = atomic_load(&dog.step);
   place->inside = since > 0;
-  place->seconds = since > 0 ? now() - since : left > 0 ? now() - left : -1;
+  place->seconds = since > 0 ? watchdog_now() - since : left > 0 ? watchdog_now() - left : -1;
   place->group = operation ? atomic_load(&dog.call.group) : -1;
   snprintf(place->operation, sizeof place->operation, "%s", operation ? operation : "");
   place->to = atomic_load(&dog.call.to);
@@ -110,7 +111,7 @@ static bool bite(double since, double seconds) {
 
 /* A process that was suspended has not waited for the others meanwhile. */
 static double elapsed(double *last) {
-  const double tick = now() - *last;
+  const double tick = watchdog_now() - *last;
   *last += tick;
   return tick < 1 ? tick : 1;
 }
@@ -118,7 +119,7 @@ static double elapsed(double *last) {
 static void *watch(void *unused) {
   (void)unused;
   pthread_mutex_lock(&dog.lock);
-  double last = now(), watched = 0, waited = 0, hold = 0;
+  double last = watchdog_now(), watched = 0, waited = 0, hold = 0;
   while (!dog.stop) {
     struct timespec until;
     clock_gettime(CLOCK_REALTIME, &until);
@@ -157,7 +158,7 @@ enum status watchdog_start(double seconds, watchdog_expired_func_t *expired) {
     atomic_store(&dog.partners[p].sends, 0);
     atomic_store(&dog.partners[p].receives, 0);
   }
-  int error = pthread_create(&dog.thread, NULL, watch, NULL);
+  int error = thread_start(&dog.thread, watch, NULL);
   if (error) return status_set(STATUS_SYSTEM, "cannot start the watchdog thread: %s", strerror(error));
   dog.running = true;
   return STATUS_OK;
@@ -189,7 +190,7 @@ static void begin(const char *operation, int group, int to, int from) {
   atomic_store(&dog.call.group, group);
   atomic_store(&dog.call.to, to);
   atomic_store(&dog.call.from, from);
-  atomic_store(&dog.since, now());
+  atomic_store(&dog.since, watchdog_now());
 }
 
 /* Only this thread writes: no other addition can come between. */
@@ -236,7 +237,7 @@ void watchdog_enter_exchange(const char *name, int to, int from) {
 
 void watchdog_leave(void) {
   if (!dog.running) return;
-  atomic_store(&dog.left, now());
+  atomic_store(&dog.left, watchdog_now());
   atomic_store(&dog.since, 0.0);
 }
 

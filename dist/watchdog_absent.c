@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "dist/mesh.h"
 #include "dist/watchdog_internal.h"
 
 /* Ranks that are told one by one. */
@@ -70,8 +71,9 @@ static void __attribute__((format(printf, 2, 3))) say(struct text *text, const c
 static void tell_rank(struct text *text, const struct watchdog_answers *answers, enum kind kind, int rank,
                       const char *(*host)(int rank)) {
   const struct watchdog_place *place = &answers->places[rank];
-  const char *name = host(rank);
-  say(text, "rank %d%s%s%s ", rank, *name ? " (host " : "", name, *name ? ")" : "");
+  char name[96];
+  mesh_name_rank(rank, host(rank), name, sizeof name);
+  say(text, "%s ", name);
   if (kind == SILENT) {
     say(text, "does not answer");
     return;

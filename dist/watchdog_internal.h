@@ -34,6 +34,7 @@ struct watchdog_place {
 /* watchdog.c: this rank's. */
 void watchdog_place(struct watchdog_place *place);
 extern const char *const watchdog_group_names[WATCHDOG_GROUPS];
+double watchdog_now(void); /* seconds on a clock that nobody sets */
 
 /* Between MPI's start and its end, collective. Without it nobody is asked. The
  * communicator is the watchdog's own: its messages cross no others. watchdog_peers.c */

@@ -92,12 +92,6 @@ int watchdog_peers_serve(void) {
 
 /* --- asking ------------------------------------------------------------------ */
 
-static double seconds(void) {
-  struct timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 static bool alloc_answers(struct watchdog_answers *answers) {
   const size_t world = (size_t)peers.world;
   answers->world = peers.world;
@@ -132,10 +126,10 @@ bool watchdog_peers_ask(bool (*go_on)(void), struct watchdog_answers *answers) {
   }
   watchdog_place(&answers->places[peers.rank]);
   answers->answered[peers.rank] = true;
-  const double until = seconds() + ANSWER_SECONDS + ANSWER_SECONDS_PER_RANK * peers.world;
+  const double until = watchdog_now() + ANSWER_SECONDS + ANSWER_SECONDS_PER_RANK * peers.world;
   int missing = peers.world - 1;
   ask_all();
-  while (missing > 0 && seconds() < until) {
+  while (missing > 0 && watchdog_now() < until) {
     struct watchdog_place place;
     int source;
     const int asker = answer_all();
@@ -150,5 +144,7 @@ bool watchdog_peers_ask(bool (*go_on)(void), struct watchdog_answers *answers) {
     }
     nanosleep(&pause, NULL);
   }
-  return true;
+  if (go_on()) return true; /* the collective may have ended with the last answer */
+  watchdog_answers_free(answers);
+  return false;
 }

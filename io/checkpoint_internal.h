@@ -153,14 +153,15 @@ struct scan {
   int64_t stored_bytes; /* of all datasets that hold data */
 };
 
-/* Walk the whole file. Every link must be a hard link to a group or dataset,
- * every dataset a chunked, contiguous or virtual f32, f16 or bf16 matrix whose size its
- * attributes confirm and the file can hold. */
 /* Layout, filters and external storage of one dataset: refuses whatever this
  * program does not write, and chunks or sizes that the file cannot hold.
  * *is_virtual_p NULL: a virtual dataset is refused too. */
 enum status dataset_check_storage(hid_t dataset, const char *path, const char *where, int64_t file_size,
                                   bool *is_virtual_p);
+
+/* Walk the whole file. Every link must be a hard link to a group or dataset,
+ * every dataset a chunked, contiguous or virtual f32, f16 or bf16 matrix whose size its
+ * attributes confirm and the file can hold. */
 enum status scan_file(hid_t file, const char *path, int64_t file_size, struct scan *scan);
 void scan_free(struct scan *scan);
 
@@ -189,7 +190,7 @@ void cover_check(struct piece *pieces, int n, int64_t rows, int64_t cols, struct
 
 /* The shards of a step and what each holds, merged: each array with its pieces. */
 struct shard_set {
-  char (*files)[CHECKPOINT_NAME]; /* "shard-00000.h5", sorted */
+  char (*files)[CHECKPOINT_NAME]; /* "shard-tp0000-pp0000.h5", sorted */
   int n_files;
   struct checkpoint_array *arrays; /* whole; in canonical order */
   int n_arrays;

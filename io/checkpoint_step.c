@@ -73,8 +73,7 @@ static enum status remove_stale(const char *output) {
   enum status status = STATUS_OK;
   for (struct dirent *entry; status == STATUS_OK && (entry = readdir(stream));) {
     size_t length = strlen(entry->d_name);
-    if (strncmp(entry->d_name, "step-", 5) != 0 || length < 5 || strcmp(entry->d_name + length - 4, ".tmp") != 0)
-      continue;
+    if (strncmp(entry->d_name, "step-", 5) != 0 || strcmp(entry->d_name + length - 4, ".tmp") != 0) continue;
     char path[DURABLE_PATH];
     status = durable_path(path, sizeof path, "%s/%s", output, entry->d_name);
     if (status == STATUS_OK) status = durable_remove_directory(path);

@@ -1,13 +1,14 @@
 #include "io/checkpoint_writer.h"
 
 #include <pthread.h>
-#include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "io/checkpoint_internal.h"
 #include "io/durable.h"
+#include "io/thread.h"
 
 enum writer_state { WRITER_IDLE, WRITER_BUSY, WRITER_ENDING };
 
@@ -63,12 +64,10 @@ enum status checkpoint_writer_create(struct checkpoint_writer **writer_p) {
   if (!w) return status_set(STATUS_SYSTEM, "checkpoint writer: out of memory");
   pthread_mutex_init(&w->mutex, NULL);
   pthread_cond_init(&w->changed, NULL);
-  /* Signals belong to the training loop: the new thread inherits a full mask. */
-  sigset_t all, before;
-  sigfillset(&all);
-  pthread_sigmask(SIG_SETMASK, &all, &before);
-  int error = pthread_create(&w->thread, NULL, run, w);
-  pthread_sigmask(SIG_SETMASK, &before, NULL);
+  /* The first entry changes the environment, which other threads may read by the time of the first checkpoint. */
+  hdf5_enter();
+  hdf5_leave();
+  int error = thread_start(&w->thread, run, w);
   if (error) {
     pthread_cond_destroy(&w->changed);
     pthread_mutex_destroy(&w->mutex);

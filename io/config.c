@@ -1,6 +1,5 @@
 #include "io/config.h"
 
-#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 

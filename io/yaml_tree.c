@@ -1,6 +1,7 @@
 #include "io/yaml_tree.h"
 
 #include <ctype.h>
+#include <errno.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -178,6 +179,28 @@ enum status yaml_tree_parse(const char *text, size_t length, const char *name, b
   enum status status = read_stream(&reader, root);
   yaml_parser_delete(&reader.parser);
   return status;
+}
+
+enum status yaml_read_text(const char *path, const char *what, char **text_p, size_t *length_p) {
+  FILE *file = fopen(path, "rb");
+  if (!file) return status_set(STATUS_USAGE, "%s: cannot open %s: %s", path, what, strerror(errno));
+  size_t size = YAML_TREE_MAX_BYTES + 1;
+  char *text = malloc(size);
+  if (!text) {
+    fclose(file);
+    return status_set(STATUS_SYSTEM, "%s: no memory to read %s", path, what);
+  }
+  errno = 0;
+  size_t length = fread(text, 1, size, file);
+  int error = ferror(file) ? errno : 0;
+  fclose(file);
+  if (error) {
+    free(text);
+    return status_set(STATUS_USAGE, "%s: cannot read %s: %s", path, what, strerror(error));
+  }
+  *text_p = text;
+  *length_p = length;
+  return STATUS_OK;
 }
 
 void yaml_tree_free(struct yaml_node *root) {

@@ -3,7 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
+#include <unistd.h>
 
 #include "io/base_model.h"
 #include "io/log.h"
@@ -89,29 +89,13 @@ static enum status configure(const struct arguments *a, const struct cluster *cl
   return STATUS_OK;
 }
 
-static bool is_builtin(const char *name) {
-  for (const char *const *one = synthetic_names(); *one; one++)
-    if (strcmp(*one, name) == 0) return true;
-  return false;
-}
-
-static bool exists(const char *path) {
-  struct stat info;
-  return stat(path, &info) == 0;
-}
-
+/* A base as train takes it, or the name of a built-in model, or a config.json. */
 static enum status open_model(const char *model, struct tensor_source **source_p) {
   size_t length = strlen(model);
   bool json = length > 5 && strcmp(model + length - 5, ".json") == 0;
-  bool whole = synthetic_is_name(model) || (exists(model) && !json);
-  if (whole) return base_model_open(model, source_p);
-  if (!json && !exists(model) && !is_builtin(model)) {
-    int n = 0;
-    while (synthetic_names()[n]) n++;
-    return status_set(STATUS_USAGE,
-                      "--model %.200s: no such file, folder or built-in model; the nearest of these is %s", model,
-                      synthetic_names()[nearest_name(model, synthetic_names(), n)]);
-  }
+  struct model_facts facts;
+  if (synthetic_is_name(model) || (access(model, F_OK) == 0 && !json)) return base_model_open(model, source_p);
+  if (!json) TRY(synthetic_facts(model, &facts)); /* not "NAME,layers=2": that is synthetic:'s */
   char name[4200];
   snprintf(name, sizeof name, "synthetic:%s", model);
   return base_model_open(name, source_p);
@@ -197,6 +181,7 @@ static enum status parse_layout(const char *text, int64_t ranks, struct plan_lay
   }
   int64_t replica = (int64_t)layout->tp * layout->pp;
   if (!layout->dp) layout->dp = (int)(ranks / replica > 0 ? ranks / replica : 1);
+  if (layout->tp == 1) layout->sequence = false; /* as train has it: there is nothing to split */
   return STATUS_OK;
 }
 
@@ -216,7 +201,11 @@ static enum status state_one(const struct arguments *a, struct work *w, struct p
   struct plan_layout layout = planner_configured(w->planner, report->job.ranks);
   bool own = strcmp(a->layout, "config") == 0;
   if (!own) TRY(parse_layout(a->layout, report->job.ranks, &layout));
-  if (!a->ranks && !own) report->job.ranks = (int64_t)layout.tp * layout.pp * layout.dp;
+  int64_t wanted = (int64_t)layout.tp * layout.pp * layout.dp, most = w->cluster.nodes * w->cluster.device.per_node;
+  if (wanted > most)
+    return status_set(STATUS_USAGE, "tp %d x pp %d x dp %d is %lld ranks, but %s has %lld", layout.tp, layout.pp,
+                      layout.dp, (long long)wanted, w->cluster.name, (long long)most);
+  if (!a->ranks && !own) report->job.ranks = wanted;
   TRY(planner_state(w->planner, &report->job, &layout, &w->results[0]));
   report->n = 1;
   return STATUS_OK;
@@ -304,6 +293,9 @@ static enum status run(const struct arguments *a, struct work *w) {
                                .facts = &w->source->facts,
                                .model = model,
                                .run = a->run,
+                               .base = a->run && a->model ? w->source->path : NULL,
+                               .set = a->set.items,
+                               .n_set = a->set.n,
                                .own_length = !a->run,
                                .results = w->results};
   TRY(plan(a, w, &report));

@@ -20,7 +20,8 @@ static const struct cli_help help = {
         "Everything is written below `output`: checkpoints step-000100/ (always one at the last step), `latest`, "
         "metrics.jsonl (one JSON object a step), config.yaml (the resolved settings), status.json (whether the run is "
         "running, finished, stopped or failed), cache/ (token ids). A first SIGTERM, SIGUSR1 or Ctrl-C: the step is "
-        "finished, a checkpoint written, exit code 0. A second one, a second or more later: the end, at once. "
+        "finished, a checkpoint written, exit code 0. A second one (Ctrl-C a second later, the others three): the end, "
+        "at once. "
         "lorashard help-config lists every key.",
 };
 
@@ -71,7 +72,7 @@ static enum status run(int argc, char **argv) {
   struct job job = {0};
   TRY(ranks_agree(parse(argc, argv, &a)));
   if (a.done) return STATUS_OK;
-  stop_signal_watch(mesh_launcher_rank() == 0);
+  stop_signal_watch(mesh_launcher_rank());
   memset(&config, 0, sizeof config);
   enum status status = ranks_agree(configure(&a, &config));
   struct job_options options = {.adapter = config.lora.adapter, .fresh_adapters = true, .any_base = a.any_base};

@@ -15,18 +15,21 @@ struct model_args {
 };
 
 /* The rows for their option tables. */
-#define MODEL_ARGS_OPTIONS(args)                                                                                       \
-  {.name = "base", .arg = "BASE", .doc = "base model: a Hugging Face folder, a .gguf file or synthetic:NAME", .value = &(args)->base}, \
-      {.name = "adapter",                                                                                              \
-       .arg = "ADAPTER",                                                                                               \
-       .doc = "adapter.h5, a checkpoint directory or a PEFT folder",                                                   \
-       .value = &(args)->adapter},                                                                                     \
-      {.name = "set",                                                                                                  \
-       .arg = "KEY=VALUE",                                                                                             \
-       .doc = "set a configuration key (parallel.tp, train.compute, data.seq_len, ...); may be repeated",              \
-       .values = &(args)->set},                                                                                        \
-  {                                                                                                                    \
-    .name = "any-base", .doc = "accept an adapter that was trained on another base", .flag = &(args)->any_base         \
+#define MODEL_ARGS_OPTIONS(args)                                                                               \
+  {.name = "base",                                                                                             \
+   .arg = "BASE",                                                                                              \
+   .doc = "base model: a Hugging Face folder, a .gguf file or synthetic:NAME",                                 \
+   .value = &(args)->base},                                                                                    \
+      {.name = "adapter",                                                                                      \
+       .arg = "ADAPTER",                                                                                       \
+       .doc = "adapter.h5, a checkpoint directory or a PEFT folder",                                           \
+       .value = &(args)->adapter},                                                                             \
+      {.name = "set",                                                                                          \
+       .arg = "KEY=VALUE",                                                                                     \
+       .doc = "set a configuration key (parallel.tp, train.compute, data.seq_len, ...); may be repeated",      \
+       .values = &(args)->set},                                                                                \
+  {                                                                                                            \
+    .name = "any-base", .doc = "accept an adapter that was trained on another base", .flag = &(args)->any_base \
   }
 
 /* Settings from the arguments: defaults, --set, then --base. STATUS_USAGE without a base. */

@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "dist/mesh.h"
+#include "io/thread.h"
 
 /* Process ids mean something within one pid namespace of one running kernel. */
 struct identity {
@@ -31,7 +32,8 @@ struct peer {
 static struct {
   bool running;
   pthread_t thread;
-  int rank, n;           /* n: other ranks of this machine */
+  int rank;
+  volatile int n;        /* other ranks of this machine; read by signal handlers */
   struct peer *peers;    /* [n], rising ranks */
   struct pollfd *events; /* [n + 1]; the last one asks the thread to end */
   peers_lost_func_t *lost;
@@ -54,8 +56,10 @@ bool peers_hushed(void) {
 
 void peers_hush(void) {
   int error = errno;
+  /* By its descriptor: the number of a process that has ended may be another's by now. */
   if (!hushed)
-    for (int i = 0; i < watch.n; i++) kill(watch.peers[i].process, SIGUSR2);
+    for (int i = 0; i < watch.n; i++)
+      if (watch.events[i].fd >= 0) syscall(SYS_pidfd_send_signal, watch.events[i].fd, SIGUSR2, NULL, 0);
   hushed = 1;
   errno = error;
 }
@@ -103,6 +107,7 @@ static enum status find_peers(const struct identity *all, int world) {
   const struct identity *own = &all[watch.rank];
   watch.peers = calloc((size_t)world, sizeof *watch.peers);
   watch.events = calloc((size_t)world, sizeof *watch.events);
+  if (watch.events) watch.events[0].fd = -1;
   if (!watch.peers || !watch.events) return status_set(STATUS_SYSTEM, "out of memory for a list of %d ranks", world);
   int n = 0;
   for (int r = 0; r < world; r++) {
@@ -118,11 +123,7 @@ static enum status find_peers(const struct identity *all, int world) {
 }
 
 static enum status start(void) {
-  sigset_t all, before;
-  sigfillset(&all);
-  pthread_sigmask(SIG_SETMASK, &all, &before);
-  int error = pthread_create(&watch.thread, NULL, run, NULL);
-  pthread_sigmask(SIG_SETMASK, &before, NULL);
+  int error = thread_start(&watch.thread, run, NULL);
   if (error)
     return status_set(STATUS_SYSTEM, "cannot start a thread that watches the other ranks: %s", strerror(error));
   watch.running = true;
@@ -131,12 +132,19 @@ static enum status start(void) {
 
 enum status peers_watch(int rank, int world, peers_lost_func_t *lost) {
   if (world == 1) return STATUS_OK;
+  enum status status = STATUS_OK;
+  bool speaker;
   struct identity own, *all = calloc((size_t)world, sizeof *all);
-  if (!all) return status_set(STATUS_SYSTEM, "out of memory for a list of %d ranks", world);
+  if (!all) status = status_set(STATUS_SYSTEM, "out of memory for a list of %d ranks", world);
+  /* A rank that cannot take part must not be waited for. */
+  if (mesh_agree(status, &speaker) != STATUS_OK) {
+    free(all);
+    return status != STATUS_OK ? status : status_set(STATUS_PEER, "another rank has no memory for a list of the ranks");
+  }
   watch.rank = rank;
   watch.lost = lost;
   identify(&own);
-  enum status status = mesh_gather(&own, sizeof own, all);
+  status = mesh_gather(&own, sizeof own, all);
   if (status == STATUS_OK) status = find_peers(all, world);
   if (status == STATUS_OK) status = start();
   free(all);
@@ -151,12 +159,13 @@ void peers_unwatch(void) {
     pthread_join(watch.thread, NULL);
   }
   watch.running = false;
+  const int n = watch.n;
+  watch.n = 0; /* first: from here on a signal handler finds no ranks to tell */
   if (watch.events)
-    for (int i = 0; i <= watch.n; i++)
+    for (int i = 0; i <= n; i++)
       if (watch.events[i].fd >= 0) close(watch.events[i].fd);
   free(watch.events);
   free(watch.peers);
   watch.events = NULL;
   watch.peers = NULL;
-  watch.n = 0;
 }

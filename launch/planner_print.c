@@ -3,7 +3,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "io/schema.h"
 #include "launch/planner_report.h"
 
 /* "43.7 GB" */
@@ -39,10 +38,6 @@ static const char *seconds(double s, char text[32]) {
   return text;
 }
 
-static const char *word(const char *key, int value) {
-  return schema_find(schema_rows, schema_n_rows, key)->choices[value];
-}
-
 static void print_head(const struct plan_report *r) {
   char a[32], b[32];
   const struct cluster *c = r->cluster;
@@ -58,7 +53,7 @@ static void print_head(const struct plan_report *r) {
   if (*c->device.source) printf("          rates: %s\n", c->device.source);
   printf("job       %" PRId64 " rank%s, a step is %" PRId64 " rows of %" PRId64 " tokens; compute %s\n", r->job.ranks,
          r->job.ranks == 1 ? "" : "s", r->job.global_batch, config->data.seq_len,
-         word("train.compute", config->train.compute));
+         plan_word("train.compute", config->train.compute));
 }
 
 static double gradient_seconds(const struct plan_time *t) {
@@ -70,8 +65,8 @@ static void print_row(const struct plan_result *r) {
   const struct plan_layout *l = &r->layout;
   const struct plan_time *t = &r->time;
   printf("%5d %4d %5d  %-4s %-10s %-6s %5" PRId64 "  %9s%s %9s %9s  %5.1f  %6.1f %5.1f %5.1f %6.1f\n", l->tp, l->pp,
-         l->dp, l->sequence ? "on" : "off", word("train.recompute", l->recompute),
-         word("train.base_dtype", l->base_dtype), l->micro_batch, bytes((double)r->memory.total, memory),
+         l->dp, l->sequence ? "on" : "off", plan_word("train.recompute", l->recompute),
+         plan_word("train.base_dtype", l->base_dtype), l->micro_batch, bytes((double)r->memory.total, memory),
          r->fits ? " " : "!", seconds(t->step, step), count(t->tokens_per_s, rate), 100 * t->mfu,
          100 * t->bubble / t->step, 100 * t->traffic[PLAN_TP].seconds / t->step,
          100 * t->traffic[PLAN_PP].seconds / t->step, 100 * gradient_seconds(t) / t->step);
@@ -174,8 +169,9 @@ static void print_sweep_row(const struct plan_result *r) {
   const struct plan_layout *l = &r->layout;
   printf("%7" PRId64 " %8" PRId64 "  %5d %4d %6d  %-4s %-10s %5" PRId64 "  %9s  %6.1f   %6.1f %5.1f %6.1f\n",
          r->job.ranks, r->job.global_batch, l->tp, l->pp, l->dp, l->sequence ? "on" : "off",
-         word("train.recompute", l->recompute), l->micro_batch, count(r->time.tokens_per_s, rate), 100 * r->time.mfu,
-         100 * sweep_share(r, SWEEP_TP), 100 * sweep_share(r, SWEEP_PP), 100 * sweep_share(r, SWEEP_DP));
+         plan_word("train.recompute", l->recompute), l->micro_batch, count(r->time.tokens_per_s, rate),
+         100 * r->time.mfu, 100 * sweep_share(r, SWEEP_TP), 100 * sweep_share(r, SWEEP_PP),
+         100 * sweep_share(r, SWEEP_DP));
 }
 
 static void print_way(const struct sweep_line *line, enum sweep_way way, double threshold) {

@@ -3,8 +3,10 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "io/schema.h"
+#include "io/yaml_tree.h"
 
 struct plan_comparison plan_compare(const struct plan_totals *totals) {
   double base = (double)totals->base_parameters, trained = (double)totals->trained_parameters;
@@ -22,28 +24,72 @@ bool plan_is_gpt3(const struct model_facts *facts) {
   return facts->n_layers == 96 && facts->d_model == 12288 && facts->n_heads == 96 && facts->d_ffn == 49152;
 }
 
-/* --- the command --- */
-
-static const char *word(const char *key, int value) {
+const char *plan_word(const char *key, int value) {
   return schema_find(schema_rows, schema_n_rows, key)->choices[value];
 }
 
-static void put_settings(FILE *out, const struct plan_report *report, const struct plan_layout *l) {
+/* --- the command --- */
+
+/* As one word of a shell. */
+static void put_word(FILE *out, const char *text) {
+  static const char plain[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-+./:,=@%";
+  if (*text && strspn(text, plain) == strlen(text)) {
+    fputs(text, out);
+    return;
+  }
+  fputc('\'', out);
+  for (; *text; text++) *text == '\'' ? fputs("'\\''", out) : fputc(*text, out);
+  fputc('\'', out);
+}
+
+/* --set base=PATH, the path as a YAML scalar that cannot be taken for anything else. */
+static enum status put_base(FILE *out, const char *base) {
+  char *text = NULL;
+  size_t size;
+  FILE *value = open_memstream(&text, &size);
+  if (!value) return status_set(STATUS_SYSTEM, "out of memory for a command line");
+  fputs("base=", value);
+  yaml_quote(value, base);
+  bool failed = fclose(value) != 0 || !text;
+  fputs(" --set ", out);
+  if (!failed) put_word(out, text);
+  free(text);
+  return failed ? status_set(STATUS_SYSTEM, "out of memory for a command line") : STATUS_OK;
+}
+
+/* The user's own settings, then those of the layout, which therefore win. */
+static enum status put_settings(FILE *out, const struct plan_report *report, const struct plan_result *result) {
+  const struct plan_layout *l = &result->layout;
+  for (int i = 0; i < report->n_set; i++) {
+    fputs(" --set ", out);
+    put_word(out, report->set[i]);
+  }
+  if (report->base) TRY(put_base(out, report->base));
   fprintf(out, " --set parallel.tp=%d --set parallel.pp=%d --set parallel.sequence=%s", l->tp, l->pp,
           l->sequence ? "true" : "false");
   fprintf(out, " --set train.micro_batch=%" PRId64 " --set train.recompute=%s", l->micro_batch,
-          word("train.recompute", l->recompute));
+          plan_word("train.recompute", l->recompute));
   if (l->base_dtype != report->config->train.base_dtype)
-    fprintf(out, " --set train.base_dtype=%s", word("train.base_dtype", l->base_dtype));
+    fprintf(out, " --set train.base_dtype=%s", plan_word("train.base_dtype", l->base_dtype));
   if (report->own_length)
-    fprintf(out, " --set train.compute=%s --set data.seq_len=%" PRId64 " --set train.global_batch=%" PRId64,
-            word("train.compute", report->config->train.compute), report->config->data.seq_len,
-            report->config->train.global_batch);
+    fprintf(out, " --set train.compute=%s --set data.seq_len=%" PRId64,
+            plan_word("train.compute", report->config->train.compute), report->config->data.seq_len);
+  if (report->own_length || result->job.global_batch != report->config->train.global_batch)
+    fprintf(out, " --set train.global_batch=%" PRId64, result->job.global_batch);
+  return STATUS_OK;
+}
+
+/* Ranks of each node. The job scripts of Slurm start equally many on each. */
+static int64_t ranks_of_a_node(const struct plan_report *report, int64_t ranks) {
+  int64_t n = report->cluster->device.per_node;
+  if (n > ranks) n = ranks;
+  while (report->cluster->launcher == CLUSTER_SLURM && ranks % n != 0) n--;
+  return n;
 }
 
 enum status plan_command(const struct plan_report *report, const struct plan_result *result, char **command_p) {
   const struct cluster_device *device = &report->cluster->device;
-  int64_t ranks = result->job.ranks, per_node = ranks < device->per_node ? ranks : device->per_node;
+  int64_t ranks = result->job.ranks, per_node = ranks_of_a_node(report, ranks);
   int64_t nodes = (ranks + per_node - 1) / per_node;
   const char *run = report->run ? report->run : "RUN.yaml";
   char *text = NULL;
@@ -55,28 +101,32 @@ enum status plan_command(const struct plan_report *report, const struct plan_res
     fprintf(out, "sbatch --nodes=%" PRId64 " --ntasks-per-node=%" PRId64, nodes, per_node);
     if (gpu) fprintf(out, " --gpus-per-node=%" PRId64, per_node);
     if (device->cores) fprintf(out, " --cpus-per-task=%" PRId64, device->cores);
-    fprintf(out, " launch/slurm/%s.sbatch %s OUTPUT", gpu ? "gpu" : "cpu", run);
+    fprintf(out, " launch/slurm/%s.sbatch ", gpu ? "gpu" : "cpu");
+    put_word(out, run);
+    fputs(" OUTPUT", out);
   } else {
     if (device->cores) fprintf(out, "OMP_NUM_THREADS=%" PRId64 " ", device->cores);
     fprintf(out, "mpirun -n %" PRId64, ranks);
     if (nodes > 1) fprintf(out, " --hostfile HOSTS --map-by ppr:%" PRId64 ":node", per_node);
-    fprintf(out, " --bind-to none lorashard train %s --set output=OUTPUT", run);
+    fprintf(out, " --bind-to none lorashard train ");
+    put_word(out, run);
+    fputs(" --set output=OUTPUT", out);
   }
-  put_settings(out, report, &result->layout);
-  if (fclose(out) != 0 || !text) {
+  enum status status = put_settings(out, report, result);
+  if (fclose(out) != 0 || !text) status = status_set(STATUS_SYSTEM, "out of memory for a command line");
+  if (status == STATUS_OK)
+    *command_p = text;
+  else
     free(text);
-    return status_set(STATUS_SYSTEM, "out of memory for a command line");
-  }
-  *command_p = text;
-  return STATUS_OK;
+  return status;
 }
 
 /* --- JSON --- */
 
 static json_t *layout_json(const struct plan_layout *l) {
   return json_pack("{s:i, s:i, s:i, s:b, s:s, s:s, s:I}", "tp", l->tp, "pp", l->pp, "dp", l->dp, "sequence",
-                   l->sequence, "recompute", word("train.recompute", l->recompute), "base_dtype",
-                   word("train.base_dtype", l->base_dtype), "micro_batch", (json_int_t)l->micro_batch);
+                   l->sequence, "recompute", plan_word("train.recompute", l->recompute), "base_dtype",
+                   plan_word("train.base_dtype", l->base_dtype), "micro_batch", (json_int_t)l->micro_batch);
 }
 
 static json_t *memory_json(const struct plan_memory *m) {

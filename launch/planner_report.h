@@ -14,9 +14,12 @@ struct plan_report {
   const struct config *config;
   const struct cluster *cluster;
   const struct model_facts *facts;
-  const char *model; /* as the user named it */
-  const char *run;   /* path of the run's configuration, or NULL */
-  bool own_length;   /* --set and defaults decide data.seq_len and the batch, not a run */
+  const char *model;      /* as the user named it */
+  const char *run;        /* path of the run's configuration, or NULL */
+  const char *base;       /* what train must be told to open, where the run names another base; or NULL */
+  const char *const *set; /* [n_set] KEY=VALUE of the user */
+  int n_set;
+  bool own_length; /* --set and defaults decide data.seq_len and the batch, not a run */
   struct plan_job job;
   struct plan_totals totals;
   const struct plan_result *results; /* [n], best first */
@@ -36,6 +39,9 @@ struct plan_comparison plan_compare(const struct plan_totals *totals);
 
 /* Is it the model of the LoRA paper's section on GPT-3? */
 bool plan_is_gpt3(const struct model_facts *facts);
+
+/* The word for a value of an enumerated key of the configuration: "selective". */
+const char *plan_word(const char *key, int value);
 
 /* The command that starts a layout; malloc'ed, the caller's. */
 enum status plan_command(const struct plan_report *report, const struct plan_result *result, char **command_p);

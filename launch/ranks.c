@@ -33,10 +33,10 @@ static void give_way(double seconds) {
 }
 
 void ranks_fail(enum status status) {
-  /* A failed collective is seen by every rank: the others give rank 0 time to end the job with its line, and all of
-   * them to who knows which rank is gone. */
+  /* A failed collective is seen by every rank: the others give rank 0 time to end the job with its line, then each
+   * other by their ranks, and all of them to who knows which rank is gone. */
   if (status == STATUS_PEER) {
-    give_way(own_rank > 0 ? 4 : 0.2);
+    give_way(own_rank > 0 ? 4 + 0.1 * (own_rank < 20 ? own_rank : 20) : 0.2);
     /* Open MPI sends SIGTERM to other nodes two seconds after MPI_Abort: somebody has spoken. */
     if (peers_hushed() || stop_signal_came()) give_way(10);
   }
@@ -73,8 +73,8 @@ enum status ranks_run(int argc, char **argv, enum status (*body)(int argc, char 
   log_setup(rank, world, wanted_level());
   if (status == STATUS_OK) {
     if (rank > 0 && !freopen("/dev/null", "w", stdout)) status = status_set(STATUS_SYSTEM, "cannot open /dev/null");
-    if (status == STATUS_OK) status = peers_watch(rank, world, peer_lost);
     status = ranks_agree(status);
+    if (status == STATUS_OK) status = ranks_agree(peers_watch(rank, world, peer_lost));
     if (status == STATUS_OK) status = body(argc, argv);
   }
   peers_unwatch();

@@ -110,20 +110,6 @@ static void remove_unpublished(const struct saver *saver) {
     durable_remove_directory(directory);
 }
 
-void saver_settle(struct saver *saver) {
-  char message[1024];
-  if (!saver || saver->phase == SAVER_IDLE) return;
-  snprintf(message, sizeof message, "%s", status_message());
-  enum status status = ranks_agree(saver->failed ? STATUS_SYSTEM : STATUS_OK);
-  while (status == STATUS_OK && saver_pending(saver)) {
-    status = ranks_agree(saver_wait(saver));
-    if (status == STATUS_OK) status = ranks_agree(saver_advance(saver));
-  }
-  if (status != STATUS_OK && saver->job->mesh->rank == 0) remove_unpublished(saver);
-  saver->phase = SAVER_IDLE;
-  status_set(STATUS_OK, "%s", message);
-}
-
 static void fill_state(const struct run_state *state, struct checkpoint_header *header) {
   header->step = state->step;
   header->epoch = state->samples / state->rows;
@@ -164,7 +150,8 @@ enum status saver_poll(struct saver *saver, bool *busy) {
 
 bool saver_pending(const struct saver *saver) { return saver->phase != SAVER_IDLE; }
 
-enum status saver_wait(struct saver *saver) {
+/* For this rank's background work. */
+static enum status wait_own(struct saver *saver) {
   enum status status = saver_pending(saver) && saver->writes ? checkpoint_writer_wait(saver->writer) : STATUS_OK;
   if (status != STATUS_OK) saver->failed = true;
   return status;
@@ -181,6 +168,26 @@ enum status saver_advance(struct saver *saver) {
       checkpoint_writer_publish(saver->writer, saver->output, saver->step, saver->config_text, saver->keep_last);
   if (status != STATUS_OK) saver->failed = true;
   return status;
+}
+
+enum status saver_finish(struct saver *saver) {
+  while (saver_pending(saver)) {
+    TRY(ranks_agree(wait_own(saver)));
+    TRY(ranks_agree(saver_advance(saver)));
+  }
+  return STATUS_OK;
+}
+
+void saver_settle(struct saver *saver) {
+  char message[1024];
+  if (!saver || saver->phase == SAVER_IDLE) return;
+  snprintf(message, sizeof message, "%s", status_message());
+  wait_own(saver); /* once all have agreed, no rank writes into a directory that is being removed */
+  enum status status = ranks_agree(saver->failed ? STATUS_SYSTEM : STATUS_OK);
+  if (status == STATUS_OK) status = saver_finish(saver);
+  if (status != STATUS_OK && saver->job->mesh->rank == 0) remove_unpublished(saver);
+  saver->phase = SAVER_IDLE;
+  status_set(STATUS_OK, "%s", message);
 }
 
 /* --- the way back --- */

@@ -37,12 +37,12 @@ enum status saver_poll(struct saver *saver, bool *busy);
 /* True between saver_begin and the publishing. */
 bool saver_pending(const struct saver *saver);
 
-/* Wait for this rank's background work. */
-enum status saver_wait(struct saver *saver);
-
 /* No rank is busy any more: after the shards rank 0 starts publishing (in the
  * background too); after that the checkpoint is no longer pending. */
 enum status saver_advance(struct saver *saver);
+
+/* See a checkpoint that is under way through. Collective; the status is agreed on. */
+enum status saver_finish(struct saver *saver);
 
 /* Read parameters and moments of a step directory, or of a gathered file that has
  * them, into this rank's parts, whatever layout wrote it, and where the run stood.

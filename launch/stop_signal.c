@@ -12,10 +12,12 @@
  * A hand at the keyboard is quicker. */
 #define SAME_REQUEST_S  3.0
 #define SAME_KEYPRESS_S 1.0
+/* Ranks beyond it speak together, if none before them did. */
+#define LAST_TURN 8
 
 static volatile sig_atomic_t came;
 static struct timespec first;
-static bool speaks_first;
+static int turn; /* of this rank, if all get the signal */
 
 static double since_first(void) {
   struct timespec now;
@@ -28,8 +30,9 @@ static void stop_now(int number) {
   static const char line[] =
       "lorashard: error: stopped at once by a second signal; the steps since the last checkpoint are lost; go on "
       "with: lorashard train CONFIG --resume\n";
-  const struct timespec turn = {.tv_nsec = 200 * 1000 * 1000};
-  if (!speaks_first) nanosleep(&turn, NULL); /* the first rank may have got it too, and says so */
+  const struct timespec moment = {.tv_nsec = 200 * 1000 * 1000};
+  /* A lower rank may have got it too, and says so. */
+  for (int i = 0; i < turn && !peers_hushed(); i++) nanosleep(&moment, NULL);
   if (!peers_hushed()) {
     peers_hush();
     ssize_t written = write(STDERR_FILENO, line, sizeof line - 1);
@@ -49,10 +52,10 @@ static void on_signal(int number) {
   errno = error;
 }
 
-void stop_signal_watch(bool first_rank) {
+void stop_signal_watch(int rank) {
   struct sigaction action;
   memset(&action, 0, sizeof action);
-  speaks_first = first_rank;
+  turn = rank < LAST_TURN ? rank : LAST_TURN;
   action.sa_handler = on_signal;
   action.sa_flags = SA_RESTART;
   /* One at a time: the handler looks at what the one before it noted. */

@@ -8,8 +8,8 @@
 
 #include <stdbool.h>
 
-/* From here on. `first_rank`: this rank speaks for all if all get the signal. */
-void stop_signal_watch(bool first_rank);
+/* From here on. If all ranks get the second signal, the lowest of them speaks for all. */
+void stop_signal_watch(int rank);
 bool stop_signal_came(void);
 
 #endif

@@ -7,7 +7,6 @@
 #include <string.h>
 #include <sys/resource.h>
 #include <time.h>
-#include <unistd.h>
 
 #include "dist/watchdog.h"
 #include "io/durable.h"
@@ -144,8 +143,6 @@ static enum status open_outputs(struct run *run) {
 }
 
 static void watchdog_bites(const char *message) {
-  /* SIGTERM also comes from a launcher that is ending the job after another rank's report. */
-  if (stop_signal_came()) sleep(5);
   status_set(STATUS_PEER, "%s", message);
   ranks_fail(STATUS_PEER);
 }
@@ -201,17 +198,8 @@ static enum status prepare(struct run *run, const struct train_options *options,
 
 /* --- the loop --- */
 
-/* See a checkpoint that is under way through. */
-static enum status finish_checkpoint(struct run *run) {
-  while (saver_pending(run->saver)) {
-    TRY(ranks_agree(saver_wait(run->saver)));
-    TRY(ranks_agree(saver_advance(run->saver)));
-  }
-  return STATUS_OK;
-}
-
 static enum status checkpoint(struct run *run) {
-  TRY(finish_checkpoint(run));
+  TRY(saver_finish(run->saver));
   return ranks_agree(saver_begin(run->saver, &run->state));
 }
 
@@ -307,7 +295,7 @@ static enum status loop(struct run *run, bool foreign) {
   while (!stop && status == STATUS_OK) status = advance(run, &stop);
   if (speaks(run)) status == STATUS_OK ? progress_end(&run->progress) : progress_clear(&run->progress);
   TRY(status);
-  return finish_checkpoint(run);
+  return saver_finish(run->saver);
 }
 
 /* Agreed on: the end of a run that went well, or, as far as possible, of one that failed, whose message stays. */

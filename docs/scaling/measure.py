@@ -15,6 +15,7 @@ import re
 import statistics
 import struct
 import subprocess
+import sys
 import tempfile
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -66,12 +67,21 @@ class Machine:
         return os.path.join(self.folder, name)
 
 
+def lines_of(path):
+    with open(path, encoding="utf-8") as file:
+        return file.read().splitlines()
+
+
 def mean_cluster(first, second, path):
-    """A cluster file whose numbers are the means of two."""
-    with open(first, encoding="utf-8") as a, open(second, encoding="utf-8") as b, open(path, "w", encoding="utf-8") as out:
+    """A cluster file whose numbers are the means of two, which probe wrote: a key a line, in one order."""
+    a, b = lines_of(first), lines_of(second)
+    if [line.split(":")[0] for line in a] != [line.split(":")[0] for line in b]:
+        sys.exit(f"{os.path.basename(first)} and {os.path.basename(second)} have different keys: they are not of one "
+                 "machine with the same ranks, or a rate of one was not measured; start again")
+    with open(path, "w", encoding="utf-8") as out:
         for one, two in zip(a, b):
             x, y = (re.match(r"(\s*(?:achieved|bandwidth|alpha|beta): )(\S+)(.*)", line) for line in (one, two))
-            out.write(f"{x[1]}{(float(x[2]) + float(y[2])) / 2:g}{x[3]}\n" if x and y else one)
+            out.write(f"{x[1]}{(float(x[2]) + float(y[2])) / 2:g}{x[3]}\n" if x and y else f"{one}\n")
     return path
 
 

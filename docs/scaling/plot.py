@@ -53,10 +53,12 @@ class Chart:
     def __init__(self, title, x_name, y_name, x, y):
         self.x, self.y, self.lines = x, y, []
         self.parts = [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" font-size="12">',
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
+            f'font-family="sans-serif" font-size="12">',
             f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
             f'<text x="{LEFT}" y="22" font-size="14" font-weight="bold">{escaped(title)}</text>',
-            f'<text x="{(LEFT + WIDTH - RIGHT) / 2:.1f}" y="{HEIGHT - 12}" text-anchor="middle">{escaped(x_name)}</text>',
+            f'<text x="{(LEFT + WIDTH - RIGHT) / 2:.1f}" y="{HEIGHT - 12}" text-anchor="middle">'
+            f"{escaped(x_name)}</text>",
             f'<text transform="translate(16 {(TOP + HEIGHT - BOTTOM) / 2:.1f}) rotate(-90)" text-anchor="middle">'
             f"{escaped(y_name)}</text>",
         ]
@@ -69,7 +71,8 @@ class Chart:
         for value in ys:
             at = self.y.place(value)
             self.parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}" stroke="#e4e4e4"/>')
-            self.parts.append(f'<text x="{LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{escaped(y_text(value))}</text>')
+            text = escaped(y_text(value))
+            self.parts.append(f'<text x="{LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{text}</text>')
 
     def line(self, name, points, dashed=False):
         colour = COLOURS[len(self.lines) % len(COLOURS)] if not dashed else "#888888"
@@ -81,7 +84,8 @@ class Chart:
             self.parts += [f'<circle cx="{a:.1f}" cy="{b:.1f}" r="3" fill="{colour}"/>' for a, b in places]
         at = TOP + 8 + 20 * len(self.lines)
         edge = WIDTH - RIGHT + 12
-        self.parts.append(f'<line x1="{edge}" x2="{edge + 18}" y1="{at}" y2="{at}" stroke="{colour}" stroke-width="2"{dash}/>')
+        self.parts.append(f'<line x1="{edge}" x2="{edge + 18}" y1="{at}" y2="{at}" stroke="{colour}" '
+                          f'stroke-width="2"{dash}/>')
         self.parts.append(f'<text x="{edge + 24}" y="{at + 4}">{escaped(name)}</text>')
         self.lines.append(name)
 
@@ -138,7 +142,8 @@ def measured(rows):
     marks = [v for v in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100) if low <= v <= high]
     chart.ticks(marks, marks, lambda v: f"{v:g}")
     for ranks in sorted({row["ranks"] for row in rows}):
-        name = f"{ranks} rank{'s' if ranks > 1 else ''}" + (" on fewer cores" if ranks > rows[0]["machine_cores"] else "")
+        name = f"{ranks} rank{'s' if ranks > 1 else ''}"
+        name += " on fewer cores" if ranks > rows[0]["machine_cores"] else ""
         points = sorted((row["measured_s"], row["predicted_s"]) for row in rows if row["ranks"] == ranks)
         chart.line(name, points)
     chart.line("equal", [(low, low), (high, high)], dashed=True)
@@ -147,7 +152,8 @@ def measured(rows):
 
 def table(data):
     """The measurements as Markdown."""
-    lines = ["| ranks | layout | measured step, s (fastest to slowest) | predicted, s | error |", "|---|---|---|---|---|"]
+    lines = ["| ranks | layout | measured step, s (fastest to slowest) | predicted, s | error |",
+             "|---|---|---|---|---|"]
     for row in data["rows"]:
         layout = row["layout"]
         text = f"tp {layout['tp']} x pp {layout['pp']} x dp {layout['dp']}"
@@ -158,8 +164,9 @@ def table(data):
                      f"{row['slowest_s']:.2f}) | {row['predicted_s']:.2f} | {100 * row['error']:+.0f} % |")
     own = [abs(row["error"]) for row in data["rows"] if row["ranks"] <= row["machine_cores"]]
     others = [abs(row["error"]) for row in data["rows"] if row["ranks"] > row["machine_cores"]]
-    lines += ["", f"{data['date']}, {data['rows'][0]['machine_cores']} cores, {data['model']}, {data['rows_of_a_step']} rows "
-              f"of {data['seq_len']} tokens, f32. Load of the machine at the end, over 15 minutes: {data['load']:.1f}. "
+    lines += ["", f"{data['date']}, {data['rows'][0]['machine_cores']} cores, {data['model']}, "
+              f"{data['rows_of_a_step']} rows of {data['seq_len']} tokens, f32. "
+              f"Load of the machine at the end, over 15 minutes: {data['load']:.1f}. "
               f"Mean error {100 * sum(own) / len(own):.0f} %, largest {100 * max(own):.0f} %"
               + (f"; with more ranks than cores mean {100 * sum(others) / len(others):.0f} %, largest "
                  f"{100 * max(others):.0f} %." if others else ".")]

@@ -48,7 +48,8 @@ if [ -e "$starts" ]; then
   # Without a checkpoint there is only the metrics of this job's own lost steps to replace.
   mode=(--overwrite)
 fi
-[ -z "$newest" ] || mode=(--resume)
+# An OUTPUT of an earlier run may say "finished"; only what this start writes is to be believed at its end.
+[ -z "$newest" ] || { mode=(--resume) && rm -f "$output/status.json"; }
 [ "$idle" -lt "${LORASHARD_IDLE_STARTS:-3}" ] ||
   die 1 "$idle starts ended without a new checkpoint: give the job more --time, or a smaller checkpoint.every"
 printf '%s\n' "$idle" "$newest" >"$starts" || die 1 "cannot write $starts"
@@ -77,7 +78,8 @@ esac
 
 # Stopped early. If Slurm is ending the job, coming back is up to Slurm: after a preemption it does, after scancel it
 # must not.
-state=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)
+state=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T) ||
+  die 1 "cannot ask Slurm for the job's state: call sbatch again with the same arguments to go on"
 if [ "$state" != RUNNING ]; then
   say "stopped early, and Slurm is ending the job${state:+ ($state)}"
   exit 0

@@ -100,7 +100,8 @@ process() {
 # machine. A lost host is found sooner than the README's values do, for the time that the test takes.
 per_host=1
 over() {
-  local hostfile=$net/hosts.$RANDOM
+  local hostfile
+  hostfile=$(mktemp "$net/hosts.XXXXXX")
   while [ "$1" != -- ]; do
     echo "$1 slots=$per_host" >>"$hostfile"
     shift

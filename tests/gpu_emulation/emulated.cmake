@@ -59,8 +59,8 @@ if(LORASHARD_SANITIZE) # all kernels and head sizes, in less time
   set_property(TEST emulated.model.attention APPEND PROPERTY ENVIRONMENT LORASHARD_TEST_ONLY=test_sha*)
 endif()
 # "NAME RANKS...": what one layout less would not see runs on fewer.
-foreach(line "golden 1 2 4" "replicas 1 2 4" "accumulation 2" "uneven 1 2 4" "gradient 1 2" "communication 2" "comm 2 3"
-             "packing 2" "decode 1 2" "bytes_read 2" "allocations 2" "quantised_base 2")
+foreach(line "golden 2 4" "replicas 2" "accumulation 2" "uneven 2 4" "gradient 2" "comm 2 3" "packing 2" "sequence 2"
+             "layouts 4" "decode 2" "bytes_read 2" "allocations 2" "quantised_base 2")
   separate_arguments(counts UNIX_COMMAND "${line}")
   list(POP_FRONT counts name)
   add_emulated_program(test_mpi_${name})

@@ -72,11 +72,13 @@ static void test_round_trip(void **state) {
   read_whole(&c);
   c.device.bandwidth = 1e12 / 3;
   c.links[CLUSTER_NODE].line[CLUSTER_POINT].alpha = 1.0 / 7e5;
+  c.links[CLUSTER_NODE].line[CLUSTER_ALL_GATHER].alpha = 0; /* measured, and none */
   strcpy(c.note, "tab\t, backslash \\ and ' quotes \"");
   assert_int_equal(cluster_print(&c, &text), STATUS_OK);
   if (cluster_parse(text, strlen(text), "printed", &again) != STATUS_OK) fail_msg("%s\n%s", status_message(), text);
   assert_int_equal(cluster_print(&again, &text_again), STATUS_OK);
   assert_string_equal(text, text_again);
+  assert_non_null(strstr(text, "alpha: 0 "));
   assert_true(again.device.bandwidth == c.device.bandwidth);
   assert_true(again.links[CLUSTER_NODE].line[CLUSTER_POINT].alpha == c.links[CLUSTER_NODE].line[CLUSTER_POINT].alpha);
   assert_string_equal(again.note, c.note);

@@ -17,7 +17,7 @@ mapfile -t program < <(printf '%s\n' "${sources[@]}" | grep -v '^tests/')
 # Which target a file belongs to.
 layer_of() {
   case $1 in
-    io/status.* | io/log.* | io/dtype.* | io/quant.* | io/plugin.* | io/tensor_source.h | io/model_facts.h | model/arch.* | dist/rng.h)
+    io/status.* | io/log.* | io/dtype.* | io/quant.* | io/plugin.* | io/thread.* | io/tensor_source.h | io/model_facts.h | model/arch.* | dist/rng.h)
       echo base ;;
     model/ops.h | model/adamw_step.h | model/device*.[ch] | model/cpu/* | model/cuda/*) echo ops ;;
     */*) echo "${1%%/*}" ;;
@@ -63,17 +63,22 @@ trap 'rm -rf "$scratch"' EXIT
 flags=$( (pkg-config --cflags jansson yaml-0.1 libpcre2-8 libutf8proc libxxhash && {
   pkg-config --cflags hdf5-serial || pkg-config --cflags hdf5
 } && pkg-config --cflags ompi-c) 2>/dev/null | tr '\n' ' ')
-for header in "${program[@]}"; do
-  [[ $header == *.h ]] || continue
-  printf '#include "%s"\n#include "%s"\n' "$header" "$header" >"$scratch/alone.c"
+export CC flags scratch
+compile_alone() { # HEADER
+  local source=$scratch/${1//\//-}.c
+  printf '#include "%s"\n#include "%s"\n' "$1" "$1" >"$source"
   # shellcheck disable=SC2086  # flags are words
   "$CC" -std=gnu11 -D_GNU_SOURCE -DPCRE2_CODE_UNIT_WIDTH=8 -Wall -Wextra -Werror -fopenmp -fsyntax-only -I. \
-    -Itests/gpu_emulation/include $flags \
-    "$scratch/alone.c" >"$scratch/errors" 2>&1 || {
-    fault "$header does not compile alone:"
-    head -5 "$scratch/errors"
-  }
+    -Itests/gpu_emulation/include $flags "$source" >"$source.errors" 2>&1 && rm "$source.errors"
+}
+export -f compile_alone
+mapfile -t headers < <(printf '%s\n' "${program[@]}" | grep '\.h$')
+printf '%s\n' "${headers[@]}" | xargs -P "$(nproc)" -I{} bash -c 'compile_alone {}'
+for header in "${headers[@]}"; do
+  errors=$scratch/${header//\//-}.c.errors
+  [ ! -e "$errors" ] || { fault "$header does not compile alone:" && head -5 "$errors"; }
 done
+[ "$(find "$scratch" -name '*.c' | wc -l)" -eq ${#headers[@]} ] || fault "not every header was compiled"
 
 # --- no output and no exit below launch/ ---
 # -fpreprocessed keeps the text and only takes comments out.

@@ -31,7 +31,7 @@ while read -r name gpus ranks arguments; do
 done <<<"one 1 1
 tp2 2 2 --set parallel.tp=2
 tp2-dp2 4 4 --set parallel.tp=2
-dp2 2 2
+stages 4 4 --set parallel.tp=2 --set parallel.pp=2 --set parallel.sequence=true --set train.recompute=full
 staged 2 2 --set parallel.tp=2 --set dist.collectives=mpi
 shared 1 2 --set parallel.tp=2 --set dist.share_gpus=true
 graphs 2 2 --set parallel.tp=2 --set train.graphs=true"

@@ -60,6 +60,37 @@ run "${one[@]}" tp=2,pp=2,micro_batch=4,sequence=on,recompute=full
 run "${one[@]}" tp=8,micro_batch=1 --set data.seq_len=1024 --set train.global_batch=1
 [ "$(number calls)" = 51.0 ] || fault "a step of GPT-2 at tp 8 has $(number calls) calls over tp, not 51"
 
+# Without tensor parallelism there is no sequence to split: off, as train has it.
+run "${one[@]}" tp=1,sequence=on
+[ $code -eq 0 ] && [ "$(number sequence)" = false ] || fault "sequence=on without tp: $(number sequence) $(said)"
+# Full recomputation: a layer's products but those of down (4 of 12 D^2), and attention. Memory takes no time here.
+cat >fast.yaml <<'END'
+name: memory without limit
+nodes: 1
+device: {kind: cpu, per_node: 1, memory: 8e9, bandwidth: 1e15, f32: {achieved: 1e12}}
+END
+run plan --model gpt2 --cluster fast.yaml --json --layout recompute=full,micro_batch=1 --set data.seq_len=1024 \
+  --set train.global_batch=1
+again=$(awk -v a="$(number recompute_s)" -v b="$(number attention_s)" 'BEGIN { print a - b / 3.5 }')
+close_to "$again" "$(awk 'BEGIN { print 12 * 2 * 1024 * 8 * 768 ^ 2 / 1e12 }')" 1e-3 ||
+  fault "full recomputation of GPT-2 spends $again s on products"
+
+# --- the command ---
+starts() { # TEXT ARGUMENTS...: the last line, the command, has the text
+  local text=$1
+  shift
+  run plan "$@"
+  tail -n 1 out | grep -qF -- "$text" || fault "'$*' does not say how to start it, '$text': $(tail -n 1 out) $(said)"
+}
+starts "--set 'lora.targets=[q, v]' --set lora.r=4 --set parallel.tp=" --model gpt2 \
+  --cluster "$clusters/laptop.yaml" "${lora[@]}"
+# Slurm starts as many ranks on each node: 12 are two nodes of 6, 13 are 13 of one.
+starts '--nodes=2 --ntasks-per-node=6 --gpus-per-node=6 ' --model gpt2 --cluster "$clusters/h100-16x8.yaml" --ranks 12
+starts '--nodes=13 --ntasks-per-node=1 ' --model gpt2 --cluster "$clusters/h100-16x8.yaml" --ranks 13
+# A run with another model.
+starts "--set 'base=\"synthetic:smollm2-135m\"' --set parallel.tp=2 " --model smollm2-135m \
+  --config "$clusters/runs/quickstart.yaml" --cluster "$clusters/laptop.yaml" --layout config
+
 # --- what a run sends ---
 # Every row is full, so that bytes can be compared: those of the loss depend on targets, one token in 64 has none.
 documents=()
@@ -116,9 +147,15 @@ works 'more of dp alone \(replicas\): never above' plan --model llama-3.1-70b --
 # --- refusals ---
 refused 2 '--cluster is missing' plan --model gpt2
 refused 2 '--model or --config is missing' plan --cluster "$clusters/laptop.yaml"
-refused 2 'nearest of these is gpt3-175b' plan --model gpt3-176b --cluster "$clusters/laptop.yaml"
+refused 2 'gpt3-176b: no built-in model and no config.json; did you mean gpt3-175b' plan --model gpt3-176b --cluster "$clusters/laptop.yaml"
 refused 2 'nothing fits: the smallest layout' plan --model llama-3.1-70b --cluster "$clusters/laptop.yaml"
 refused 2 'tp 3 x pp 1 x dp 2 is not 8 ranks' plan --model gpt2 --cluster "$clusters/h100-1x8.yaml" --ranks 8 --layout tp=3
+refused 2 'tp 8 x pp 2 x dp 1 is 16 ranks, but 1 node of 8 x H100 SXM has 8$' plan --model gpt2 \
+  --cluster "$clusters/h100-1x8.yaml" --json --layout tp=8,pp=2
+refused 2 'parallel.tp 16 is more than the model.s 12 attention heads' plan --model gpt2 \
+  --cluster "$clusters/h100-16x8.yaml" --layout tp=16
+refused 2 'parallel.pp 16 is more than the model.s 12 layers' plan --model gpt2 --cluster "$clusters/h100-16x8.yaml" \
+  --layout pp=16
 refused 2 "unknown 'tpp'; the nearest is 'tp'" plan --model gpt2 --cluster "$clusters/h100-1x8.yaml" --layout tpp=3
 refused 2 'FROM\.\.TO' plan --model gpt2 --cluster "$clusters/h100-1x8.yaml" --sweep 8
 refused 2 'no section network' plan --model gpt2 --cluster "$clusters/h100-1x8.yaml" --sweep 8..64

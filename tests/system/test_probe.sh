@@ -19,7 +19,7 @@ has_plan=$("$LORASHARD" --help | grep -c '^  plan ')
 for ranks in 1 2; do
   launch "$ranks"
   works 'products of' probe --quick --name "ours $ranks" -o "cluster-$ranks.yaml"
-  positive "cluster-$ranks.yaml" nodes per_node memory bandwidth achieved cores
+  positive "cluster-$ranks.yaml" nodes per_node memory reserved bandwidth achieved cores
   grep -q "name: \"ours $ranks\"" "cluster-$ranks.yaml" || fault "the name is not in the file"
   [ "$(awk '$1 == "per_node:" { print $2 }' "cluster-$ranks.yaml")" = "$ranks" ] || fault "not $ranks ranks a node"
   launch

@@ -34,11 +34,11 @@ life() {
     job=$! victim=$!
   else
     # shellcheck disable=SC2016
-    $MPIRUN -n "$ranks" bash -c 'echo $$ >pid.$OMPI_COMM_WORLD_RANK; exec "$@"' - \
+    timeout -s KILL 60 $MPIRUN -n "$ranks" bash -c 'echo $$ >pid.$OMPI_COMM_WORLD_RANK; exec "$@"' - \
       "$LORASHARD" train job.yaml $how --set parallel.tp=2 >out 2>err </dev/null &
     job=$!
-    until [ -s pid.0 ] && [ -s pid.1 ]; do sleep 0.01; done
-    victim=$(cat pid.$((RANDOM % ranks)))
+    until [ -s pid.0 ] && [ -s pid.1 ] || ! kill -0 $job 2>/dev/null; do sleep 0.01; done
+    victim=$(cat pid.$((RANDOM % ranks)) 2>/dev/null) || fault "mpirun has not started the ranks: $(said)"
   fi
   sleep "$(printf '%d.%06d' $((delay / 1000000)) $((delay % 1000000)))"
   began=$(now)
