@@ -66,7 +66,7 @@ code=$?
 
 case $code in
   0)
-    if grep -q '"state": "finished"' "$output/status.json"; then
+    if grep -qs '"state": "finished"' "$output/status.json"; then
       rm -f "$starts"
       say "finished"
       exit 0
