@@ -74,12 +74,13 @@ class Chart:
             text = escaped(y_text(value))
             self.parts.append(f'<text x="{LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{text}</text>')
 
-    def line(self, name, points, dashed=False):
+    def line(self, name, points, dashed=False, joined=True):
         colour = COLOURS[len(self.lines) % len(COLOURS)] if not dashed else "#888888"
         places = [(self.x.place(a), self.y.place(b)) for a, b in points]
         path = " ".join(f"{a:.1f},{b:.1f}" for a, b in places)
         dash = ' stroke-dasharray="5 4"' if dashed else ""
-        self.parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"{dash}/>')
+        if joined:
+            self.parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"{dash}/>')
         if not dashed:
             self.parts += [f'<circle cx="{a:.1f}" cy="{b:.1f}" r="3" fill="{colour}"/>' for a, b in places]
         at = TOP + 8 + 20 * len(self.lines)
@@ -145,7 +146,7 @@ def measured(rows):
         name = f"{ranks} rank{'s' if ranks > 1 else ''}"
         name += " on fewer cores" if ranks > rows[0]["machine_cores"] else ""
         points = sorted((row["measured_s"], row["predicted_s"]) for row in rows if row["ranks"] == ranks)
-        chart.line(name, points)
+        chart.line(name, points, joined=False)
     chart.line("equal", [(low, low), (high, high)], dashed=True)
     chart.write("measured.svg")
 
@@ -166,7 +167,7 @@ def table(data):
     others = [abs(row["error"]) for row in data["rows"] if row["ranks"] > row["machine_cores"]]
     lines += ["", f"{data['date']}, {data['rows'][0]['machine_cores']} cores, {data['model']}, "
               f"{data['rows_of_a_step']} rows of {data['seq_len']} tokens, f32. "
-              f"Load of the machine at the end, over 15 minutes: {data['load']:.1f}. "
+              f"Load of the machine at the end, over 15 minutes: {data['load']:.1f}.",
               f"Mean error {100 * sum(own) / len(own):.0f} %, largest {100 * max(own):.0f} %"
               + (f"; with more ranks than cores mean {100 * sum(others) / len(others):.0f} %, largest "
                  f"{100 * max(others):.0f} %." if others else ".")]
