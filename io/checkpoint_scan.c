@@ -251,8 +251,9 @@ enum status scan_file(hid_t file, const char *path, int64_t file_size, struct sc
   TRY_OUT(header_read(file, path, &scan->header));
   H5_TRY_OUT(STATUS_DATA, path, root = H5Gopen2(file, "/", H5P_DEFAULT));
   TRY_OUT(walk_group(&walk, root));
-  qsort(scan->modules, (size_t)scan->n_modules, sizeof *scan->modules, module_order);
-  qsort(scan->arrays, (size_t)scan->n_arrays, sizeof *scan->arrays, by_array);
+  if (scan->n_modules) qsort(scan->modules, (size_t)scan->n_modules, sizeof *scan->modules, module_order);
+  /* A stage without adapters has no arrays. */
+  if (scan->n_arrays) qsort(scan->arrays, (size_t)scan->n_arrays, sizeof *scan->arrays, by_array);
 out:
   hdf5_release(root);
   if (status != STATUS_OK) scan_free(scan);

@@ -69,7 +69,7 @@ static void planes(void **state) {
   for (int i = 0; i < 8; i++) {
     bool nf4 = i % 2;
     struct opcheck_weights w =
-        opcheck_weights(nf4 ? DTYPE_NF4 : DTYPE_INT8, 75, widths[i / 2] - (nf4 ? 0 : 19), 20 + i);
+        opcheck_weights(nf4 ? DTYPE_NF4 : DTYPE_INT8, 107, widths[i / 2] - (nf4 ? 0 : 19), 20 + i);
     check_rows(&w);
     w.scales[3] = NAN, w.scales[6] = INFINITY, w.scales[7] = 0;
     struct quant_nf4 all = {w.data, w.codes, w.scales};
