@@ -64,7 +64,8 @@ struct plan_time {
 struct plan_memory {
   int tp_rank, pp_rank;
   size_t base;        /* arena of weights */
-  size_t adapters;    /* A, B, gradients, moments */
+  size_t adapters;    /* A, B and their gradients */
+  size_t optimizer;   /* two moments of each: in the same arena */
   size_t activations; /* what is kept for backward */
   size_t buffers;     /* the rest of the arena of activations: gradients, head, scratch */
   size_t total;

@@ -24,9 +24,11 @@ static void count(const struct model *model, const struct adapters *adapters, st
   for (int i = 0; i < acts->n; i++)
     if (is_kept(acts->entries[i].name)) memory->activations += acts->entries[i].bytes;
   memory->base = model->weights.memory.total;
-  memory->adapters = param_list_bytes(&adapters->params);
+  /* Four arrays of one size: values, gradients and two moments. */
+  memory->adapters = param_list_bytes(&adapters->params) / 2;
+  memory->optimizer = memory->adapters;
   memory->buffers = acts->total - memory->activations + model->tables.total; /* alignment too */
-  memory->total = memory->base + memory->adapters + memory->activations + memory->buffers;
+  memory->total = memory->base + memory->adapters + memory->optimizer + memory->activations + memory->buffers;
 }
 
 /* The adapters of a shard, sizes only. */

@@ -95,6 +95,7 @@ static void print_memory(const struct plan_report *report, const struct plan_res
   printf("memory of the largest rank (tp rank %d of stage %d)\n", m->tp_rank, m->pp_rank);
   print_part("base", m->base, m->total);
   print_part("adapters", m->adapters, m->total);
+  print_part("optimizer", m->optimizer, m->total);
   print_part("activations", m->activations, m->total);
   print_part("buffers", m->buffers, m->total);
   printf("  %-12s %10s  of %s%s\n", "total", bytes((double)m->total, a), bytes(report->totals.rank_memory, b),

@@ -130,9 +130,10 @@ static json_t *layout_json(const struct plan_layout *l) {
 }
 
 static json_t *memory_json(const struct plan_memory *m) {
-  return json_pack("{s:i, s:i, s:I, s:I, s:I, s:I, s:I}", "tp_rank", m->tp_rank, "stage", m->pp_rank, "base",
-                   (json_int_t)m->base, "adapters", (json_int_t)m->adapters, "activations", (json_int_t)m->activations,
-                   "buffers", (json_int_t)m->buffers, "total", (json_int_t)m->total);
+  return json_pack("{s:i, s:i, s:I, s:I, s:I, s:I, s:I, s:I}", "tp_rank", m->tp_rank, "stage", m->pp_rank, "base",
+                   (json_int_t)m->base, "adapters", (json_int_t)m->adapters, "optimizer", (json_int_t)m->optimizer,
+                   "activations", (json_int_t)m->activations, "buffers", (json_int_t)m->buffers, "total",
+                   (json_int_t)m->total);
 }
 
 static json_t *traffic_json(const struct plan_time *time) {

@@ -98,7 +98,7 @@ static size_t run_case(const struct planned *one) {
   golden_must(planner_check(planner, &size, &layout));
   golden_must(planner_rank_memory(planner, &size, &layout, job.mesh->tp_rank, job.mesh->pp_rank, &memory));
   equal(one->base, "weights", memory.base, job.model->weights.memory.total);
-  equal(one->base, "adapters", memory.adapters, job.adapters.params.memory_bytes);
+  equal(one->base, "adapters", memory.adapters + memory.optimizer, job.adapters.params.memory_bytes);
   equal(one->base, "activations, buffers and tables", memory.activations + memory.buffers,
         job.model->acts.memory.total + job.model->tables.total);
   equal(one->base, "all that the device holds", memory.total, job.device->allocated);
