@@ -188,13 +188,27 @@ enum status adapter_plan_choose(struct job *job, const struct job_options *optio
   return STATUS_OK;
 }
 
-void adapter_plan_place(const struct model_facts *facts, const struct shard *shard, struct adapter_spec *spec) {
+/* Which part of an adapter a rank with this shard holds. */
+static void place(const struct model_facts *facts, const struct shard *shard, struct adapter_spec *spec) {
   struct linear_dims dims = shard_linear(shard, facts, spec->module);
   spec->in_first = dims.in_t.first;
   spec->in_t = dims.in_t.n;
   spec->out_first = dims.out_t.first;
   spec->out_t = dims.out_t.n;
   spec->out_shared = shard->kv_replicated && (spec->module == MODULE_K || spec->module == MODULE_V);
+}
+
+int adapter_plan_of_shard(const struct model_facts *facts, const struct shard *shard,
+                          const struct adapter_spec *planned, int n_planned, struct adapter_spec *own, int *kept) {
+  int n = 0;
+  for (int i = 0; i < n_planned; i++) {
+    if (!shard_has_layer(shard, planned[i].layer)) continue;
+    own[n] = planned[i];
+    place(facts, shard, &own[n]);
+    if (kept) kept[n] = i;
+    n++;
+  }
+  return n;
 }
 
 /* Values of this stage's adapters, which are `kept` of the set's modules. */
@@ -217,12 +231,7 @@ enum status adapter_plan_make(struct job *job, const struct adapter_set *set) {
     status = status_set(STATUS_SYSTEM, "out of memory for the plan of adapters");
     goto out;
   }
-  for (int i = 0; i < job->n_planned; i++) {
-    if (!shard_has_layer(&job->shard, job->planned[i].layer)) continue;
-    own[n] = job->planned[i];
-    adapter_plan_place(&job->source->facts, &job->shard, &own[n]);
-    kept[n++] = i;
-  }
+  n = adapter_plan_of_shard(&job->source->facts, &job->shard, job->planned, job->n_planned, own, kept);
   TRY_OUT(
       adapters_create(job->device, job->mesh, own, n, (float)config->lora.dropout, config->train.seed, &job->adapters));
   if (set->n_modules) {

@@ -17,8 +17,11 @@ enum status adapter_plan_fresh(const struct model_facts *facts, const struct con
 /* The lowest layer with an adapter; L if none. */
 int adapter_plan_first_layer(const struct model_facts *facts, const struct adapter_spec *specs, int n);
 
-/* Fill in which part of an adapter a rank with this shard holds. */
-void adapter_plan_place(const struct model_facts *facts, const struct shard *shard, struct adapter_spec *spec);
+/* own[n]: those of the planned adapters that lie in the shard's layers, with the parts
+ * that its rank holds; kept[n]: their places in `planned`. Both have room for
+ * n_planned; kept may be NULL. Returns n. */
+int adapter_plan_of_shard(const struct model_facts *facts, const struct shard *shard,
+                          const struct adapter_spec *planned, int n_planned, struct adapter_spec *own, int *kept);
 
 /* job->planned and first_adapted, for the whole model, as options say; with an
  * adapter file its values in *set, to be freed with adapter_set_free also after a

@@ -34,13 +34,8 @@ static void count(const struct model *model, const struct adapters *adapters, st
 /* The adapters of a shard, sizes only. */
 static enum status plan_adapters(const struct planner *planner, const struct shard *shard, struct adapters *adapters) {
   struct adapter_spec *own = malloc((size_t)(planner->n_specs + 1) * sizeof *own);
-  int n = 0;
   if (!own) return status_set(STATUS_SYSTEM, "out of memory for the plan of adapters");
-  for (int i = 0; i < planner->n_specs; i++) {
-    if (!shard_has_layer(shard, planner->specs[i].layer)) continue;
-    own[n] = planner->specs[i];
-    adapter_plan_place(planner->facts, shard, &own[n++]);
-  }
+  int n = adapter_plan_of_shard(planner->facts, shard, planner->specs, planner->n_specs, own, NULL);
   const struct mesh mesh = {.n_tp = shard->n_tp};
   enum status status = adapters_plan(&mesh, own, n, adapters);
   free(own);
