@@ -65,13 +65,8 @@ foreach(line "golden 2 4" "replicas 2" "accumulation 2" "uneven 2 4" "gradient 2
   list(POP_FRONT counts name)
   add_emulated_program(test_mpi_${name})
   foreach(ranks ${counts})
-    set(test emulated.mpi.${name}.${ranks})
-    add_test(NAME ${test} COMMAND ${MPIEXEC_EXECUTABLE} ${MPIRUN_FLAGS} -n ${ranks} ${EMULATED}/test_mpi_${name})
-    set_tests_properties(${test} PROPERTIES LABELS "emulated;rank${ranks}" TIMEOUT 600 PROCESSORS 2
-                         ENVIRONMENT "${MPI_ENVIRONMENT};${MPI_SANITIZER_ENVIRONMENT};${EMULATED_ENVIRONMENT}")
-    if(ranks EQUAL 1)
-      set_tests_properties(${test} PROPERTIES PROCESSORS 1)
-    endif()
+    add_mpi_test(emulated.mpi.${name}.${ranks} ${EMULATED}/test_mpi_${name} ${ranks} 600 LABELS emulated
+                 ENVIRONMENT ${EMULATED_ENVIRONMENT})
   endforeach()
 endforeach()
 add_emulated_program(lorashard)
