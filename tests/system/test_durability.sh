@@ -175,7 +175,7 @@ kill -STOP "$(cat pid.1)"
 ended 15
 [ $code -eq 1 ] || fault "the job of a stuck rank ended with $code: $(said)"
 [ "$(grep -c 'lorashard: error: ' err)" -eq 1 ] || fault "not one line for a stuck rank: $(said)"
-grep -Eq 'error: (all-reduce|broadcast|all-gather|barrier) over group (tp|control|stage|dp) has not finished after [0-9]+ s at step [0-9]+: rank 1 \(host [^ ]+\) does not answer \(limit: dist.timeout_s\)' err ||
+grep -Eq 'error: (all-reduce|broadcast|all-gather|barrier|agreement) over group (tp|control|stage|dp) has not finished after [0-9]+ s at step [0-9]+: rank 1 \(host [^ ]+\) does not answer \(limit: dist.timeout_s\)' err ||
   fault "a stuck rank: $(said)"
 finishes 'resume    from run/step-' --resume
 same_as two.h5 'two killed ranks and a stuck one'

@@ -60,9 +60,9 @@ life() {
   elif [ "$ranks" -eq 1 ]; then
     [ $code -eq 137 ] || fault "a life ended with $code: $(said)"
   else
-    # One line of ours, unless the rank was killed before the ranks knew each other.
+    # One line of ours, unless the rank was killed before the ranks knew each other or when all was done.
     [ "$(grep -c 'lorashard: error: ' err)" -le 1 ] || fault "more than one message: $(said)"
-    if grep -q 'lorashard: base' err; then
+    if grep -q 'lorashard: base' err && ! grep -q 'lorashard: saved' err; then
       told=$((told + 1))
       grep -Eq 'lorashard: error: (rank 1: )?rank [01] \(process [0-9]+\) is gone' err || fault "a killed rank is not named: $(said)"
     fi
@@ -104,11 +104,15 @@ torture() {
 
 export OMPI_MCA_mpi_yield_when_idle=1
 
-# How long a life lasts: twice a start, within which a handful of steps is done.
-began=$(now)
-works 'saved' train job.yaml --set train.steps=1
-start=$(($(now) - began))
-rm -rf run
+# How long a life lasts: twice a start, within which a handful of steps is done. A start of a cold machine is no measure.
+start=$((1 << 40))
+for _ in 1 2 3; do
+  began=$(now)
+  works 'saved' train job.yaml --set train.steps=1
+  took=$(($(now) - began))
+  [ $took -ge $start ] || start=$took
+  rm -rf run
+done
 works 'saved' train job.yaml
 gathered one.h5
 steps=60
