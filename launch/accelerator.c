@@ -58,6 +58,7 @@ static enum status same_kind(const struct mesh *mesh, const struct device *devic
 
 /* Graphs and the MPI path exclude each other: MPI cannot be recorded. */
 static enum status check_graphs(const struct config *config, const struct mesh *mesh) {
+  if (config->train.graphs && mesh->n_pp > 1) log_warn("train.graphs has no effect with pipeline stages");
   if (!config->train.graphs || mesh->n_tp == 1 || strncmp(mesh_path(mesh), "NCCL", 4) == 0) return STATUS_OK;
   return status_set(STATUS_USAGE, "train.graphs with parallel.tp %d needs NCCL, but GPU memory travels by %s",
                     mesh->n_tp, mesh_path(mesh));
@@ -109,6 +110,6 @@ enum status accelerator_describe(const struct mesh *mesh, const struct device *d
     TRY(comm_broadcast(mesh->control, of_rank, sizeof of_rank, rank));
     log_info("          rank %d on GPU %s", rank, of_rank);
   }
-  log_info("          GPU memory travels by %s", mesh_path(mesh));
+  if (mesh->world > 1) log_info("          GPU memory travels by %s", mesh_path(mesh));
   return STATUS_OK;
 }

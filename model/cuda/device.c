@@ -87,9 +87,8 @@ static enum status no_memory(const struct device *d, size_t bytes, const char *w
   size_t free_bytes = 0, total = 0;
   if (cudaMemGetInfo(&free_bytes, &total) != cudaSuccess) cudaGetLastError();
   return status_set(STATUS_DEVICE,
-                    "%s: no memory for %zu MB on the gpu (%zu of %zu MB free, %" PRIu64
-                    " MB held by this rank); use a smaller batch, shorter sequences, more ranks or a quantised base",
-                    what, bytes >> 20, free_bytes >> 20, total >> 20, d->allocated >> 20);
+                    "%s: no memory for %zu MB on the gpu (%zu of %zu MB free, %" PRIu64 " MB held by this rank); %s",
+                    what, bytes >> 20, free_bytes >> 20, total >> 20, d->allocated >> 20, device_memory_remedy(what));
 }
 
 static enum status cuda_alloc(struct device *d, size_t bytes, const char *what, void **memory_p) {

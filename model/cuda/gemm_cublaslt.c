@@ -11,7 +11,7 @@
  *
  * What the library refuses as it lies (bf16 rows at odd addresses, f32 operands
  * with a bf16 result, no terms at all) is copied to padded scratch and computed
- * there; only tiny models come that way.
+ * there; only tiny models come that way: what is wide, logits too, has rows at multiples of 16 bytes.
  */
 #include <stdio.h>
 #include <stdlib.h>

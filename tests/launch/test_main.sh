@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # The binary's front: help, version, exit codes, one line for a failure, documentation that equals the program.
+# cores: 1
 set -u
 faults=0
 fault() {

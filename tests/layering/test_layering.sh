@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The rules that a compiler does not check: headers compile alone, includes point down, nothing below launch/
 # prints or ends the program, files stay short, the format is the committed one.
+# cores: 1
 set -u
 cd "$SOURCE_DIR" || exit 1
 CC=${CC:-cc}

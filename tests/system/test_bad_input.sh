@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # What a user can get wrong: each is one line on stderr that names the thing, with exit code 2 for a wrong request
 # and 1 for a fault, from one rank whatever their number, and nothing half-written stays behind.
+# cores: 1
 . "$(dirname "$0")/harness.sh"
 
 cat >job.yaml <<EOF

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # lorashard plan: every committed cluster and run, one layout by hand, sweeps, refusals, documentation.
+# cores: 1
 . "${BASH_SOURCE%/*}/harness.sh"
 
 clusters=$SOURCE_DIR/cluster-configs

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Files and variables of somebody else: nothing is written outside the output directory, nothing is executed, nothing
 # is read through links inside of files. tests/io/test_checkpoint_refusals.c has hostile HDF5 files.
+# cores: 1
 . "$(dirname "$0")/harness.sh"
 
 cat >job.yaml <<EOT
