@@ -48,8 +48,9 @@ enum status comm_all_gather(struct comm *comm, const void *data, size_t bytes, v
 enum status comm_reduce_scatter_f32(struct comm *comm, float *data, int64_t n, float *own);
 
 /* Send send[n_send] to rank `to` and receive recv[n_recv] from rank `from`, both at
- * once; a rank of -1 leaves that half out. Counts one call with the bytes sent, or
- * none where nothing is sent. The two ends agree on the sizes. */
+ * once; a rank of -1 or a size of 0 leaves that half out, both halves the call. Counts one
+ * call with the bytes sent, or none where nothing is sent. The two ends agree on the
+ * sizes. */
 enum status comm_exchange_f32(struct comm *comm, const float *send, int64_t n_send, int to, float *recv, int64_t n_recv,
                               int from);
 

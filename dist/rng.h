@@ -71,10 +71,8 @@ static inline uint32_t rng_u32(uint64_t seed, enum rng_purpose purpose, uint32_t
 }
 
 /* Random bits as a number strictly between 0 and 1, exactly representable:
- * (bits + 1/2) / 2^32 as double, (bits / 2^9 + 1/2) / 2^23 as float. The
- * double rounded to float may become 1. */
+ * (bits + 1/2) / 2^32. Rounded to float it may become 1. */
 static inline double rng_to_double(uint32_t bits) { return ((double)bits + 0.5) * 0x1p-32; }
-static inline float rng_to_float(uint32_t bits) { return ((float)(bits >> 9) + 0.5f) * 0x1p-23f; }
 
 static inline double rng_uniform(uint64_t seed, enum rng_purpose purpose, uint32_t a, uint32_t b, uint32_t c,
                                  uint64_t index) {

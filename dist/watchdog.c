@@ -10,6 +10,7 @@
 
 #include "dist/mesh.h"
 #include "dist/watchdog_internal.h"
+#include "io/log.h"
 #include "io/thread.h"
 
 /* A rank that was asked by another lets it speak for so long. */
@@ -38,6 +39,8 @@ static struct {
   bool stop;
   double bitten; /* the time that has run out; the thread's own */
   _Atomic int64_t step;
+  const char *_Atomic task;     /* NULL: none */
+  int warned;                   /* the rank whose task was told last; -1: none */
   _Atomic double since;         /* when the collective began; 0: in none */
   _Atomic double left;          /* when the last one ended; 0: there was none */
   struct call call;             /* the present or last one */
@@ -68,12 +71,13 @@ static int group_of(const char *name) {
 void watchdog_place(struct watchdog_place *place) {
   memset(place, 0, sizeof *place);
   const double since = atomic_load(&dog.since), left = atomic_load(&dog.left);
-  const char *operation = atomic_load(&dog.call.operation);
+  const char *operation = atomic_load(&dog.call.operation), *task = atomic_load(&dog.task);
   place->step = atomic_load(&dog.step);
   place->inside = since > 0;
   place->seconds = since > 0 ? watchdog_now() - since : left > 0 ? watchdog_now() - left : -1;
   place->group = operation ? atomic_load(&dog.call.group) : -1;
   snprintf(place->operation, sizeof place->operation, "%s", operation ? operation : "");
+  snprintf(place->task, sizeof place->task, "%s", task ? task : "");
   place->to = atomic_load(&dog.call.to);
   place->from = atomic_load(&dog.call.from);
   for (int g = 0; g < WATCHDOG_GROUPS; g++) {
@@ -90,6 +94,15 @@ void watchdog_place(struct watchdog_place *place) {
 /* The collective whose time has run out is still under way. */
 static bool still_bitten(void) { return !dog.stop && atomic_load(&dog.since) == dog.bitten; }
 
+/* Ranks wait for one that works: once for each, the rank that asked says so. */
+static void warn_of_busy(const struct watchdog_answers *answers, int busy, double seconds) {
+  char name[96];
+  if (dog.warned == busy) return;
+  dog.warned = busy;
+  mesh_name_rank(busy, mesh_host(busy), name, sizeof name);
+  log_warn_here("waiting for %s, which %s, for %.0f s now", name, answers->places[busy].task, seconds);
+}
+
 /* Whether the line was spoken. */
 static bool bite(double since, double seconds) {
   struct watchdog_answers answers;
@@ -97,8 +110,13 @@ static bool bite(double since, double seconds) {
   dog.bitten = since;
   const char *operation = atomic_load(&dog.call.operation);
   const int group = atomic_load(&dog.call.group);
-  const bool asked = watchdog_peers_ask(still_bitten, &answers);
-  if (asked) {
+  bool asked = watchdog_peers_ask(still_bitten, &answers);
+  const int busy = asked ? watchdog_busy(&answers) : -1;
+  if (busy >= 0) warn_of_busy(&answers, busy, seconds);
+  /* Where nobody can be asked, the others are taken to be about what this rank is about. */
+  if (busy >= 0 || (asked && answers.world == 0 && atomic_load(&dog.task)))
+    asked = false;
+  else if (asked) {
     watchdog_absent(&answers, mesh_host, absent, sizeof absent);
     snprintf(message, sizeof message,
              "%s over group %s has not finished after %.0f s at step %lld: %s (limit: dist.timeout_s)", operation,
@@ -131,7 +149,10 @@ static void *watch(void *unused) {
     pthread_cond_timedwait(&dog.wake, &dog.lock, &until);
     if (dog.stop) break;
     const double since = atomic_load(&dog.since), tick = elapsed(&last);
-    if (since != watched) waited = 0;
+    if (since != watched) {
+      waited = 0;
+      dog.warned = -1;
+    }
     watched = since;
     if (since > 0) waited += tick;
     hold -= tick;
@@ -148,6 +169,8 @@ enum status watchdog_start(double seconds, watchdog_expired_func_t *expired) {
   dog.limit = seconds;
   dog.expired = expired;
   dog.stop = false;
+  dog.warned = -1;
+  atomic_store(&dog.task, NULL);
   atomic_store(&dog.since, 0.0);
   atomic_store(&dog.left, 0.0);
   atomic_store(&dog.call.operation, NULL);
@@ -175,6 +198,8 @@ void watchdog_stop(void) {
 }
 
 /* --- the rank's own thread ------------------------------------------------- */
+
+const char *watchdog_set_task(const char *task) { return atomic_exchange(&dog.task, task); }
 
 void watchdog_set_step(int64_t step) { atomic_store(&dog.step, step); }
 

@@ -25,6 +25,11 @@ typedef void watchdog_expired_func_t(const char *message);
 enum status watchdog_start(double seconds, watchdog_expired_func_t *expired);
 void watchdog_stop(void);
 
+/* What this rank does between collectives, if that may take any time: "reads the base". Then those that wait for it
+ * wait on for as long as its watchdog answers, and the lowest of them warns of it. NULL: nothing of the kind, and the
+ * deadline holds. The earlier task, to be set again; a literal each. */
+const char *watchdog_set_task(const char *task);
+
 /* The step shown in the message. */
 void watchdog_set_step(int64_t step);
 

@@ -92,26 +92,50 @@ static void tell_rank(struct text *text, const struct watchdog_answers *answers,
         group, (long long)place->step);
 }
 
-void watchdog_absent(const struct watchdog_answers *answers, const char *(*host)(int rank), char *text, size_t size) {
-  int found[GOOD + 1] = {0}, told = 0;
-  struct text out = {text, size};
-  if (answers->world == 0 || answers->places[answers->rank].group < 0) {
-    say(&out, "another rank of the group is stuck or gone");
-    return;
-  }
+/* The kind of ranks that are to blame; GOOD: none is. */
+static enum kind worst(const struct watchdog_answers *answers, int *n) {
+  int found[GOOD + 1] = {0}, kind = SILENT;
   for (int r = 0; r < answers->world; r++) found[kind_of(answers, r)]++;
   /* Ranks outside the group are to blame only if the group waits for them. */
   if (!found[ELSEWHERE]) found[OUTSIDE] = 0;
-  int kind = SILENT;
   while (kind < GOOD && !found[kind]) kind++;
+  *n = found[kind];
+  return (enum kind)kind;
+}
+
+static bool nobody_asked(const struct watchdog_answers *answers) {
+  return answers->world == 0 || answers->places[answers->rank].group < 0;
+}
+
+int watchdog_busy(const struct watchdog_answers *answers) {
+  int n, busy = -1;
+  if (nobody_asked(answers)) return -1;
+  const enum kind kind = worst(answers, &n);
+  if (kind != MISSING && kind != OUTSIDE) return -1;
+  for (int r = answers->world - 1; r >= 0; r--) {
+    if (kind_of(answers, r) != kind) continue;
+    if (!*answers->places[r].task) return -1;
+    busy = r;
+  }
+  return busy;
+}
+
+void watchdog_absent(const struct watchdog_answers *answers, const char *(*host)(int rank), char *text, size_t size) {
+  int found, told = 0;
+  struct text out = {text, size};
+  if (nobody_asked(answers)) {
+    say(&out, "another rank of the group is stuck or gone");
+    return;
+  }
+  const enum kind kind = worst(answers, &found);
   if (kind == GOOD) {
     say(&out, "every rank that takes part has called it, so a device or the network is stuck");
     return;
   }
   for (int r = 0; r < answers->world && told < TOLD; r++) {
-    if (kind_of(answers, r) != (enum kind)kind) continue;
+    if (kind_of(answers, r) != kind) continue;
     if (told++) say(&out, "; ");
-    tell_rank(&out, answers, (enum kind)kind, r, host);
+    tell_rank(&out, answers, kind, r, host);
   }
-  if (found[kind] > told) say(&out, "; and %d more ranks", found[kind] - told);
+  if (found > told) say(&out, "; and %d more ranks", found - told);
 }

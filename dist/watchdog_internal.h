@@ -21,6 +21,7 @@ struct watchdog_place {
   int32_t inside;                    /* in a collective, or has one on its device */
   int32_t group;                     /* of that collective or the last one; -1: none yet */
   char operation[32];                /* of the same */
+  char task[48];                     /* between collectives, if it may take any time; else empty */
   int32_t to, from;                  /* of an exchange, ranks of the group, or -1 */
   int32_t color[WATCHDOG_GROUPS];    /* the same on the members of a group; -1: no group */
   int32_t rank[WATCHDOG_GROUPS];     /* in the group */
@@ -61,5 +62,8 @@ void watchdog_answers_free(struct watchdog_answers *answers);
 /* Which ranks the collective that this one is in waits for, as the end of a sentence; text is never empty.
  * watchdog_absent.c */
 void watchdog_absent(const struct watchdog_answers *answers, const char *(*host)(int rank), char *text, size_t size);
+
+/* A rank that this one waits for and that is about a task, if all that are missing are; -1: waiting is of no use. */
+int watchdog_busy(const struct watchdog_answers *answers);
 
 #endif

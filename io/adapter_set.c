@@ -111,12 +111,25 @@ out:
   return status;
 }
 
+enum status adapter_resolve(const char *path, char *resolved, size_t size, bool *peft_p) {
+  bool peft = peft_is_folder(path);
+  if (peft && checkpoint_is_directory(path))
+    return status_set(STATUS_USAGE,
+                      "%s holds checkpoints and a PEFT adapter: name the step directory that is meant, or move the "
+                      "files adapter_* elsewhere",
+                      path);
+  TRY(peft ? durable_path(resolved, size, "%s", path) : checkpoint_resolve(path, resolved, size));
+  *peft_p = peft;
+  return STATUS_OK;
+}
+
 enum status adapter_set_read(const char *path, const struct model_facts *facts, struct adapter_set *set,
                              struct checkpoint_header *header_p) {
   char resolved[DURABLE_PATH];
   memset(set, 0, sizeof *set);
   if (header_p) memset(header_p, 0, sizeof *header_p);
-  if (peft_is_folder(path)) return peft_read(path, facts, set);
-  TRY(checkpoint_resolve(path, resolved, sizeof resolved));
+  bool peft = false;
+  TRY(adapter_resolve(path, resolved, sizeof resolved, &peft));
+  if (peft) return peft_read(path, facts, set);
   return read_own(resolved, facts, set, header_p);
 }

@@ -32,4 +32,7 @@ enum status base_model_fingerprint(struct tensor_source *source, char fingerprin
  * for messages. */
 enum status model_facts_parse(const char *json, size_t length, const char *name, struct model_facts *facts);
 
+/* The same from a file of at most `limit` bytes. */
+enum status model_facts_read(const char *path, size_t limit, struct model_facts *facts);
+
 #endif

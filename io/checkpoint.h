@@ -15,6 +15,7 @@
 #include <stdint.h>
 
 #include "io/dtype.h"
+#include "io/model_facts.h"
 #include "io/status.h"
 
 #define CHECKPOINT_NAME   64
@@ -54,6 +55,10 @@ struct checkpoint_header {
   int64_t n_layers, d_model, n_heads, n_kv_heads, head_dim, d_ffn;
 };
 
+/* The base's family and sizes, in and out: other fields of `facts` become 0. */
+void checkpoint_set_facts(struct checkpoint_header *header, const struct model_facts *facts);
+void checkpoint_get_facts(const struct checkpoint_header *header, struct model_facts *facts);
+
 struct checkpoint; /* an open adapter.h5, or the adapter.h5 of a step directory */
 
 /* --- reading --- */
@@ -69,7 +74,6 @@ const char *checkpoint_config(const struct checkpoint *checkpoint); /* resolved 
 int checkpoint_modules(const struct checkpoint *checkpoint, const struct checkpoint_module **modules_p);
 /* All arrays (whole sizes; no data), group by group. */
 int checkpoint_arrays(const struct checkpoint *checkpoint, const struct checkpoint_array **arrays_p);
-bool checkpoint_has(const struct checkpoint *checkpoint, const char *group, const char *name);
 
 /* Read the part that `array` describes into array->data. Group, name, rows and
  * cols must agree with the file. */
@@ -98,6 +102,9 @@ enum status checkpoint_publish(const char *output, int64_t step, const struct ch
  * "step-000100.tmp"; -1 for any other name. */
 int64_t checkpoint_step_number(const char *name, bool temporary);
 
+/* True for "step-000100.tmp" and the like, which an ended process left. */
+bool checkpoint_is_leftover(const char *name);
+
 /* Newest whole step directory under OUTPUT: path and step; *step_p = -1 when
  * there is none. Broken ones are skipped with a warning that says why. */
 enum status checkpoint_find_latest(const char *output, char *path, size_t path_size, int64_t *step_p);
@@ -106,6 +113,9 @@ enum status checkpoint_find_latest(const char *output, char *path, size_t path_s
  * stands for its newest whole step, anything else for itself. STATUS_USAGE if
  * such a directory has no whole step. */
 enum status checkpoint_resolve(const char *path, char *resolved, size_t size);
+
+/* True if the directory is a step, or holds steps. */
+bool checkpoint_is_directory(const char *path);
 
 /* --- one file --- */
 

@@ -10,6 +10,27 @@
 
 #define CONFIG_LIMIT (16 << 20) /* bytes of configuration text that are believed */
 
+void checkpoint_set_facts(struct checkpoint_header *header, const struct model_facts *facts) {
+  snprintf(header->base_family, sizeof header->base_family, "%s", facts->family);
+  header->n_layers = facts->n_layers;
+  header->d_model = facts->d_model;
+  header->n_heads = facts->n_heads;
+  header->n_kv_heads = facts->n_kv_heads;
+  header->head_dim = facts->head_dim;
+  header->d_ffn = facts->d_ffn;
+}
+
+void checkpoint_get_facts(const struct checkpoint_header *header, struct model_facts *facts) {
+  memset(facts, 0, sizeof *facts);
+  snprintf(facts->family, sizeof facts->family, "%s", header->base_family);
+  facts->n_layers = header->n_layers;
+  facts->d_model = header->d_model;
+  facts->n_heads = header->n_heads;
+  facts->n_kv_heads = header->n_kv_heads;
+  facts->head_dim = header->head_dim;
+  facts->d_ffn = header->d_ffn;
+}
+
 /* One table drives writing and reading. */
 enum kind { KIND_TEXT, KIND_INT, KIND_UINT };
 struct field {

@@ -254,10 +254,6 @@ int checkpoint_arrays(const struct checkpoint *checkpoint, const struct checkpoi
   return checkpoint->n_arrays;
 }
 
-bool checkpoint_has(const struct checkpoint *checkpoint, const char *group, const char *name) {
-  return find_array(checkpoint->arrays, sizeof *checkpoint->arrays, checkpoint->n_arrays, group, name) >= 0;
-}
-
 /* Read the overlap of the wanted part and one piece. */
 static enum status read_piece(const struct checkpoint *checkpoint, const struct checkpoint_array *want,
                               const struct piece *piece) {

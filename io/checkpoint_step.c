@@ -66,20 +66,23 @@ static enum status list_steps(const char *output, struct step_list *list) {
   return status;
 }
 
-/* Remove every step-*.tmp that an ended process left behind. */
+bool checkpoint_is_leftover(const char *name) {
+  size_t length = strlen(name);
+  return strncmp(name, "step-", 5) == 0 && length > 9 && strcmp(name + length - 4, ".tmp") == 0;
+}
+
+/* Remove every step-*.tmp that an ended process left behind. What cannot be removed stays: it is in nobody's way. */
 static enum status remove_stale(const char *output) {
   DIR *stream = opendir(output);
   if (!stream) return status_set(STATUS_SYSTEM, "%s: cannot list: %s", output, strerror(errno));
-  enum status status = STATUS_OK;
-  for (struct dirent *entry; status == STATUS_OK && (entry = readdir(stream));) {
-    size_t length = strlen(entry->d_name);
-    if (strncmp(entry->d_name, "step-", 5) != 0 || strcmp(entry->d_name + length - 4, ".tmp") != 0) continue;
+  for (struct dirent *entry; (entry = readdir(stream));) {
     char path[DURABLE_PATH];
-    status = durable_path(path, sizeof path, "%s/%s", output, entry->d_name);
-    if (status == STATUS_OK) status = durable_remove_directory(path);
+    if (!checkpoint_is_leftover(entry->d_name)) continue;
+    if (durable_path(path, sizeof path, "%s/%s", output, entry->d_name) != STATUS_OK) continue;
+    if (durable_remove_directory(path) != STATUS_OK) log_warn("leaving %s", status_message());
   }
   closedir(stream);
-  return status;
+  return STATUS_OK;
 }
 
 enum status checkpoint_begin(const char *output, int64_t step, char *directory, size_t directory_size) {
@@ -87,6 +90,7 @@ enum status checkpoint_begin(const char *output, int64_t step, char *directory, 
   TRY(step_path(directory, directory_size, output, step, ".tmp"));
   if (mkdir(output, 0777) != 0 && errno != EEXIST)
     return status_set(STATUS_SYSTEM, "%s: cannot create: %s", output, strerror(errno));
+  TRY(durable_remove_directory(directory));
   TRY(remove_stale(output));
   if (mkdir(directory, 0777) != 0)
     return status_set(STATUS_SYSTEM, "%s: cannot create: %s", directory, strerror(errno));
@@ -104,21 +108,23 @@ static enum status remove_step(const char *output, int64_t step) {
   char path[DURABLE_PATH], doomed[DURABLE_PATH];
   TRY(step_path(path, sizeof path, output, step, ""));
   TRY(step_path(doomed, sizeof doomed, output, step, ".old.tmp"));
+  TRY(durable_check_plain(path));
   TRY(durable_remove_directory(doomed));
   TRY(rename_directory(path, doomed));
   return durable_remove_directory(doomed);
 }
 
-/* Keep the newest keep_last steps, and always the one just written. */
+/* Keep the newest keep_last steps, and always the one just written. The new checkpoint does not depend on an old one's
+ * going: a folder that somebody has put there is left alone. */
 static enum status prune(const char *output, int64_t written, int keep_last) {
   struct step_list list;
   if (keep_last <= 0) return STATUS_OK;
   TRY(list_steps(output, &list));
-  enum status status = STATUS_OK;
-  for (int i = 0; status == STATUS_OK && i < list.n - keep_last; i++)
-    if (list.steps[i] != written) status = remove_step(output, list.steps[i]);
+  for (int i = 0; i < list.n - keep_last; i++)
+    if (list.steps[i] != written && remove_step(output, list.steps[i]) != STATUS_OK)
+      log_warn("keeping an old checkpoint: %s", status_message());
   free(list.steps);
-  return status;
+  return STATUS_OK;
 }
 
 /* Rename step-N.tmp to step-N. A directory of that name is an older attempt at
@@ -204,13 +210,26 @@ enum status checkpoint_find_latest(const char *output, char *path, size_t path_s
   return STATUS_OK;
 }
 
-enum status checkpoint_resolve(const char *path, char *resolved, size_t size) {
+static bool is_step(const char *path) {
   struct stat info;
   char manifest[DURABLE_PATH];
+  return durable_path(manifest, sizeof manifest, "%s/manifest.json", path) == STATUS_OK && stat(manifest, &info) == 0;
+}
+
+bool checkpoint_is_directory(const char *path) {
+  bool found = is_step(path);
+  DIR *directory = found ? NULL : opendir(path);
+  for (struct dirent *entry; directory && !found && (entry = readdir(directory));)
+    found = checkpoint_step_number(entry->d_name, false) >= 0;
+  if (directory) closedir(directory);
+  return found;
+}
+
+enum status checkpoint_resolve(const char *path, char *resolved, size_t size) {
+  struct stat info;
   int64_t step = -1;
-  TRY(durable_path(manifest, sizeof manifest, "%s/manifest.json", path));
   TRY(durable_path(resolved, size, "%s", path));
-  if (stat(path, &info) != 0 || !S_ISDIR(info.st_mode) || stat(manifest, &info) == 0) return STATUS_OK;
+  if (stat(path, &info) != 0 || !S_ISDIR(info.st_mode) || is_step(path)) return STATUS_OK;
   TRY(checkpoint_find_latest(path, resolved, size, &step));
   if (step >= 0) return STATUS_OK;
   return status_set(STATUS_USAGE, "%s: neither a step directory nor an adapter, and no whole step is in it", path);

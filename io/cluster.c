@@ -24,7 +24,7 @@ struct key {
 };
 
 static const char *const kinds[] = {"cpu", "gpu", NULL};
-static const char *const launchers[] = {"mpirun", "slurm", NULL};
+static const char *const launchers[] = {"mpirun", "slurm", "none", NULL};
 
 #define AT(field) offsetof(struct cluster, field)
 
@@ -85,7 +85,7 @@ static const struct key keys[] = {
      .type = KEY_CHOICE,
      .offset = AT(launcher),
      .choices = launchers,
-     .doc = "What starts a job: mpirun, or sbatch for slurm"},
+     .doc = "What starts a job: mpirun, or sbatch for slurm; none: lorashard cannot run there"},
     {.name = "device.name", .type = KEY_TEXT, .offset = AT(device.name), .doc = "Product"},
     {.name = "device.kind",
      .type = KEY_CHOICE,
@@ -240,16 +240,28 @@ static enum status apply(struct reading *reading, const char *path, int line, co
   return STATUS_OK;
 }
 
+static enum status check_rates(const struct reading *reading) {
+  static const char *const names[CLUSTER_MATRICES] = {"f32", "tf32", "bf16"};
+  bool any = false;
+  for (int i = 0; i < CLUSTER_MATRICES; i++) {
+    const struct cluster_rate *rate = &reading->cluster->device.matrix[i];
+    any |= rate->achieved > 0;
+    if (rate->peak > 0 && rate->achieved > rate->peak)
+      return yaml_fault(reading->name, 0,
+                        "device.%s.achieved %g is more than device.%s.peak %g: nothing is faster than its data sheet",
+                        names[i], rate->achieved, names[i], rate->peak);
+  }
+  if (any) return STATUS_OK;
+  return yaml_fault(reading->name, 0, "no rate of matrix products: give device.f32.achieved or device.bf16.achieved");
+}
+
 /* What more than one key decides. */
 static enum status check(const struct reading *reading) {
   const struct cluster *cluster = reading->cluster;
   for (int i = 0; i < N_KEYS; i++)
     if (keys[i].needed && !reading->given[i])
       return yaml_fault(reading->name, 0, "%s is missing: %s", keys[i].name, keys[i].doc);
-  bool any = false;
-  for (int i = 0; i < CLUSTER_MATRICES; i++) any |= cluster->device.matrix[i].achieved > 0;
-  if (!any)
-    return yaml_fault(reading->name, 0, "no rate of matrix products: give device.f32.achieved or device.bf16.achieved");
+  TRY(check_rates(reading));
   if (cluster->device.reserved >= cluster->device.memory)
     return yaml_fault(reading->name, 0, "device.reserved is no less than device.memory");
   const bool needed[CLUSTER_LEVELS] = {cluster->device.per_node > 1, cluster->nodes > 1};

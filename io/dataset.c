@@ -86,12 +86,22 @@ static enum status prepare(const struct dataset_options *options, struct dataset
   return STATUS_OK;
 }
 
+/* Of the cache's folders: their names are keys of the files' content and of what becomes of it. Never 0. */
+static uint64_t key_of_texts(const struct dataset *dataset) {
+  uint64_t key = 1;
+  for (int i = 0; i < dataset->n_sources; i++) {
+    const char *folder = dataset->sources[i].folder;
+    if (folder) key = XXH3_64bits_withSeed(folder, strlen(folder), key);
+  }
+  return key ? key : 1;
+}
+
 /* Wait for the others, also after a failure of our own, which must not leave
  * them waiting; the first failure's message stays. */
-static enum status meet(const struct dataset_options *options, enum status status) {
-  if (!options->cache_dir || !options->barrier) return status;
+static enum status meet(const struct dataset_options *options, const struct dataset *dataset, enum status status) {
+  if (!options->cache_dir || !options->meet) return status;
   char *message = status == STATUS_OK ? NULL : strdup(status_message());
-  enum status met = options->barrier(options->barrier_context);
+  enum status met = options->meet(options->meet_context, status == STATUS_OK ? key_of_texts(dataset) : 0);
   if (status == STATUS_OK) return met;
   status_set(status, "%s", message ? message : "no memory");
   free(message);
@@ -220,7 +230,7 @@ enum status dataset_open(const struct dataset_options *options, struct dataset *
   struct sample_encoder encoder = {0};
   struct dataset *dataset = calloc(1, sizeof *dataset);
   enum status status = dataset ? prepare(options, dataset, &encoder) : status_set(STATUS_SYSTEM, "no memory for data");
-  TRY_OUT(meet(options, status));
+  TRY_OUT(meet(options, dataset, status));
   for (int i = 0; i < dataset->n_sources; i++) TRY_OUT(token_source_load(&dataset->sources[i], &encoder));
   TRY_OUT(gather_pieces(dataset));
   TRY_OUT(make_rows(dataset, options->packing));

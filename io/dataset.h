@@ -30,12 +30,13 @@ struct dataset_options {
   int64_t n_vocab;                   /* ids are checked against it */
   const char *cache_dir;             /* NULL: no cache, tokenise in memory */
   /* Tokenising is dealt over workers; worker w of n writes its chunks into the
-   * cache, then calls barrier(context), then all map all chunks. With cache_dir
-   * and barrier set, barrier is called exactly once, also after a failure; then
-   * the other workers get STATUS_PEER. Without cache_dir each tokenises all. */
+   * cache, then calls meet(context, key), in which it waits for the others, then
+   * all map all chunks. `key` is the same on workers that read the same files the
+   * same way; 0: this one failed, and others get STATUS_PEER. With cache_dir and
+   * meet set, meet is called exactly once. Without cache_dir each tokenises all. */
   int worker, n_workers;
-  enum status (*barrier)(void *context);
-  void *barrier_context;
+  enum status (*meet)(void *context, uint64_t key);
+  void *meet_context;
 };
 
 struct dataset_counts {

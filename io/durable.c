@@ -6,6 +6,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 enum status durable_path(char *buffer, size_t size, const char *format, ...) {
@@ -85,7 +86,24 @@ enum status durable_write(const char *path, const char *text, size_t length) {
   return durable_rename(temporary, path);
 }
 
+enum status durable_check_plain(const char *path) {
+  struct stat info;
+  if (lstat(path, &info) != 0 || !S_ISDIR(info.st_mode)) return STATUS_OK;
+  DIR *directory = opendir(path);
+  if (!directory) return status_set(STATUS_SYSTEM, "%s: cannot list: %s", path, strerror(errno));
+  enum status status = STATUS_OK;
+  for (struct dirent *entry; status == STATUS_OK && (entry = readdir(directory));) {
+    if (strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0) continue;
+    if (fstatat(dirfd(directory), entry->d_name, &info, AT_SYMLINK_NOFOLLOW) == 0 && S_ISDIR(info.st_mode))
+      status = status_set(STATUS_SYSTEM, "%s/%s: a folder that is not of lorashard's making; move it elsewhere", path,
+                          entry->d_name);
+  }
+  closedir(directory);
+  return status;
+}
+
 enum status durable_remove_directory(const char *path) {
+  TRY(durable_check_plain(path));
   int fd = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
   DIR *directory = fd < 0 ? NULL : fdopendir(fd);
   if (!directory) {

@@ -31,8 +31,12 @@ enum status durable_rename(const char *temporary, const char *path);
 /* Replace path by length bytes of text, whole or not at all. */
 enum status durable_write(const char *path, const char *text, size_t length);
 
-/* Remove a directory of plain files; STATUS_OK if there is none. Refuses to
- * descend: a directory inside is an error. Of a link only the link is removed. */
+/* STATUS_SYSTEM if the directory holds another one, which is not this program's. */
+enum status durable_check_plain(const char *path);
+
+/* Remove a directory of plain files; STATUS_OK if there is none. One that holds
+ * another directory is left as it is, with an error. Of a link only the link is
+ * removed. */
 enum status durable_remove_directory(const char *path);
 
 #endif

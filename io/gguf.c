@@ -438,14 +438,6 @@ enum status gguf_get_i64(const struct gguf *gguf, const char *key, int64_t *valu
   return STATUS_OK;
 }
 
-enum status gguf_get_u32(const struct gguf *gguf, const char *key, uint32_t *value) {
-  int64_t found = 0;
-  TRY(gguf_get_i64(gguf, key, &found));
-  if (found < 0 || found > UINT32_MAX) return bad_key(gguf, key, "an integer from 0 to 4294967295");
-  *value = (uint32_t)found;
-  return STATUS_OK;
-}
-
 enum status gguf_get_f32(const struct gguf *gguf, const char *key, float *value) {
   const struct entry *entry = find(gguf, key);
   float found = 0;

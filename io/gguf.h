@@ -56,7 +56,6 @@ bool gguf_has(const struct gguf *gguf, const char *key);
  * file and key named; the output is then untouched. Integers of any width are
  * widened and must fit; f32 takes f64 and integers too. */
 enum status gguf_get_string(const struct gguf *gguf, const char *key, struct gguf_string *value);
-enum status gguf_get_u32(const struct gguf *gguf, const char *key, uint32_t *value);
 enum status gguf_get_i64(const struct gguf *gguf, const char *key, int64_t *value);
 enum status gguf_get_f32(const struct gguf *gguf, const char *key, float *value);
 enum status gguf_get_bool(const struct gguf *gguf, const char *key, bool *value);

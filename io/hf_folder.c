@@ -32,12 +32,7 @@ static enum status read_facts(const char *folder, struct model_facts *facts) {
       return status_set(STATUS_USAGE, "%s: holds an adapter, not a base model; name the base model's folder", folder);
     return status_set(STATUS_USAGE, "%s: no config.json; name a Hugging Face model folder or a .gguf file", folder);
   }
-  char *text = NULL;
-  size_t length = 0;
-  TRY(file_read_text(path, CONFIG_LIMIT, &text, &length));
-  enum status status = model_facts_parse(text, length, path, facts);
-  free(text);
-  return status;
+  return model_facts_read(path, CONFIG_LIMIT, facts);
 }
 
 static enum status add_file(struct hf_folder *folder, const char *path) {

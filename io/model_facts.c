@@ -7,9 +7,11 @@
 #include <math.h>
 #include <stddef.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "io/base_model.h"
+#include "io/file_read.h"
 #include "io/model_facts_internal.h"
 #include "model/arch.h"
 
@@ -393,6 +395,21 @@ static enum status derive(const struct reading *in, struct model_facts *facts) {
   return facts->position == POSITION_ROTARY ? get_rotary(in, facts) : STATUS_OK;
 }
 
+/* Other names, such as those of 8-bit types, are none that weights are made up in: as if there were none. */
+static void get_dtype(const struct reading *in, struct model_facts *facts) {
+  static const struct {
+    const char *name;
+    enum dtype dtype;
+  } known[] = {{"float32", DTYPE_F32}, {"float16", DTYPE_F16}, {"bfloat16", DTYPE_BF16}};
+  const char *name = json_string_value(json_object_get(in->root, "dtype")); /* older files: torch_dtype */
+  if (!name) name = json_string_value(json_object_get(in->root, "torch_dtype"));
+  for (size_t i = 0; name && i < sizeof known / sizeof known[0]; i++)
+    if (strcmp(name, known[i].name) == 0) {
+      facts->has_dtype = true;
+      facts->dtype = known[i].dtype;
+    }
+}
+
 static enum status parse_root(const struct reading *in, struct model_facts *facts) {
   const char *family = json_string_value(json_object_get(in->root, "model_type"));
   if (!family) return status_set(STATUS_DATA, "%s: no \"model_type\"; is this a model's config.json?", in->name);
@@ -413,6 +430,7 @@ static enum status parse_root(const struct reading *in, struct model_facts *fact
   facts->norm = keys->norm;
   facts->position = keys->position;
   facts->gated = keys->gated;
+  get_dtype(in, facts);
   TRY(get_ints(in, keys->ints, facts));
   TRY(get_double(in, in->root, keys->eps ? keys->eps : "", keys->eps_value, &facts->norm_eps));
   TRY(get_activation(in, keys, facts));
@@ -431,6 +449,15 @@ enum status model_facts_parse(const char *json, size_t length, const char *name,
       json_is_object(root) ? parse_root(&in, &parsed) : status_set(STATUS_DATA, "%s: not a JSON object", name);
   if (status == STATUS_OK) *facts = parsed;
   json_decref(root);
+  return status;
+}
+
+enum status model_facts_read(const char *path, size_t limit, struct model_facts *facts) {
+  char *text = NULL;
+  size_t length = 0;
+  TRY(file_read_text(path, limit, &text, &length));
+  enum status status = model_facts_parse(text, length, path, facts);
+  free(text);
   return status;
 }
 

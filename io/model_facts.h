@@ -8,6 +8,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "io/dtype.h"
+
 enum norm_kind { NORM_LAYER, NORM_RMS };
 enum activation { ACTIVATION_GELU, ACTIVATION_GELU_TANH, ACTIVATION_RELU, ACTIVATION_SILU };
 enum position_kind { POSITION_LEARNED, POSITION_ROTARY, POSITION_ALIBI };
@@ -26,6 +28,9 @@ struct model_facts {
   int64_t d_ffn;         /* F */
   int64_t n_vocab;       /* V: rows of the embedding */
   int64_t max_positions; /* longest sequence the model was made for */
+
+  bool has_dtype;   /* a config.json names the type of the weights: */
+  enum dtype dtype; /* f32, f16 or bf16. The tensors of a checkpoint have types of their own, which may differ */
 
   enum norm_kind norm;
   double norm_eps;

@@ -34,6 +34,10 @@ enum status adapter_set_read(const char *path, const struct model_facts *facts, 
 /* True if the folder looks like a PEFT adapter. */
 bool peft_is_folder(const char *path);
 
+/* What a path stands for: a PEFT folder (*peft_p), or what checkpoint_resolve
+ * says. A folder that is both is STATUS_USAGE: which one is meant is not guessed. */
+enum status adapter_resolve(const char *path, char *resolved, size_t size, bool *peft_p);
+
 /* Write a PEFT folder. Fused families join q, k, v exactly (stacked A, block B).
  * One r and one scale for all modules where that is possible without loss
  * (padding ranks with zeros, folding scales into B), so that vLLM and PEFT give

@@ -11,7 +11,6 @@
 
 #include "io/base_model.h"
 #include "io/base_model_internal.h"
-#include "io/file_read.h"
 #include "io/model_facts_internal.h"
 #include "io/nearest.h"
 #include "io/quant.h"
@@ -160,13 +159,7 @@ static bool ends_in_json(const char *name) {
 }
 
 static enum status facts_of(const char *name, struct model_facts *facts) {
-  if (!ends_in_json(name)) return synthetic_facts(name, facts);
-  char *text = NULL;
-  size_t length = 0;
-  TRY(file_read_text(name, MAX_CONFIG, &text, &length));
-  enum status status = model_facts_parse(text, length, name, facts);
-  free(text);
-  return status;
+  return ends_in_json(name) ? model_facts_read(name, MAX_CONFIG, facts) : synthetic_facts(name, facts);
 }
 
 static enum status parse_number(const char *base, const char *key, const char *text, uint64_t low, uint64_t high,
@@ -183,6 +176,7 @@ static enum status parse_number(const char *base, const char *key, const char *t
 struct options {
   uint64_t layers; /* 0: the model's own */
   uint64_t seed;
+  bool has_dtype;
   enum dtype dtype;
 };
 
@@ -195,6 +189,7 @@ static enum status parse_option(const char *base, const char *key, const char *v
                       base, key, keys[nearest_name(key, keys, 3)]);
   for (int dtype = DTYPE_F32; dtype <= DTYPE_BF16; dtype++)
     if (strcmp(value, dtype_name((enum dtype)dtype)) == 0) {
+      options->has_dtype = true;
       options->dtype = (enum dtype)dtype;
       return STATUS_OK;
     }
@@ -202,7 +197,7 @@ static enum status parse_option(const char *base, const char *key, const char *v
 }
 
 enum status synthetic_open_base(const char *base, struct tensor_source **source_p) {
-  struct options options = {.dtype = DEFAULT_DTYPE};
+  struct options options = {0};
   struct model_facts facts;
   enum status status = STATUS_OK;
   char *text = strdup(base + strlen(PREFIX)), *rest = text;
@@ -215,6 +210,7 @@ enum status synthetic_open_base(const char *base, struct tensor_source **source_
   TRY_OUT(facts_of(name, &facts));
   if (options.layers) facts.n_layers = (int64_t)options.layers;
   TRY_OUT(model_facts_check(base, &facts));
+  if (!options.has_dtype) options.dtype = facts.has_dtype ? facts.dtype : DEFAULT_DTYPE;
   TRY_OUT(synthetic_from_facts(base, &facts, options.dtype, options.seed, source_p));
 out:
   free(text);

@@ -14,9 +14,9 @@ bool synthetic_is_name(const char *base);
 /* Open "synthetic:NAME[,layers=N][,dtype=f32|bf16|f16][,seed=S]". NAME is one of
  * the built-in models or the path of a config.json. Matrices are uniform with the
  * standard deviation that keeps activations at size 1, 1 / sqrt(inputs); norms
- * ones, biases zero; dtype bf16 unless given, seed 0. A layer's weights do not
- * depend on the number of layers, and those of the narrower dtypes are f32's,
- * rounded. The tensors are those that a checkpoint of the family has. STATUS_USAGE
+ * ones, biases zero; dtype as the config.json has it (dtype or torch_dtype), else
+ * bf16; seed 0. A layer's weights do not depend on the number of layers, and those
+ * of the narrower dtypes are f32's, rounded. The tensors are those that a checkpoint of the family has. STATUS_USAGE
  * names what is unknown, with the nearest name. On success the source is the
  * caller's, to be closed with base_model_close. */
 enum status synthetic_open_base(const char *base, struct tensor_source **source_p);

@@ -41,7 +41,7 @@ enum status tokenizer_create(const char *path, struct tokenizer **tokenizer_p) {
     free(tokenizer);
     return status_set(STATUS_SYSTEM, "out of memory for the tokenizer");
   }
-  tokenizer->unk = tokenizer->bos = tokenizer->eos = tokenizer->pad = -1;
+  tokenizer->unk = tokenizer->bos = tokenizer->eos = -1;
   *tokenizer_p = tokenizer;
   return STATUS_OK;
 }
@@ -228,8 +228,6 @@ int32_t tokenizer_find(const struct tokenizer *tokenizer, const char *token) {
 int32_t tokenizer_bos(const struct tokenizer *tokenizer) { return tokenizer->bos; }
 
 int32_t tokenizer_eos(const struct tokenizer *tokenizer) { return tokenizer->eos; }
-
-int32_t tokenizer_pad(const struct tokenizer *tokenizer) { return tokenizer->pad; }
 
 bool tokenizer_adds_bos(const struct tokenizer *tokenizer) {
   for (int i = 0; i < tokenizer->n_prefix; i++)

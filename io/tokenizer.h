@@ -48,7 +48,6 @@ int32_t tokenizer_find(const struct tokenizer *tokenizer, const char *token);
 /* Special ids; -1 where the tokenizer has none. */
 int32_t tokenizer_bos(const struct tokenizer *tokenizer);
 int32_t tokenizer_eos(const struct tokenizer *tokenizer);
-int32_t tokenizer_pad(const struct tokenizer *tokenizer);
 bool tokenizer_adds_bos(const struct tokenizer *tokenizer);
 
 /* True if generation ends at this id (eos, generation_config's eos list,

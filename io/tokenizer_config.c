@@ -62,7 +62,6 @@ static bool valid_id(const struct tokenizer *tokenizer, const json_t *value) {
  * itself names no token, the first one is it. */
 static void read_generation(struct tokenizer *tokenizer, const json_t *config, bool named_eos) {
   const json_t *eos = json_object_get(config, "eos_token_id"), *bos = json_object_get(config, "bos_token_id");
-  const json_t *pad = json_object_get(config, "pad_token_id");
   const json_t *first = json_is_array(eos) ? json_array_get(eos, 0) : eos;
   for (size_t i = 0; i < json_array_size(eos); i++)
     if (valid_id(tokenizer, json_array_get(eos, i)))
@@ -72,7 +71,6 @@ static void read_generation(struct tokenizer *tokenizer, const json_t *config, b
     if (!named_eos) tokenizer->eos = (int32_t)json_number_value(first);
   }
   if (tokenizer->bos < 0 && valid_id(tokenizer, bos)) tokenizer->bos = (int32_t)json_number_value(bos);
-  if (tokenizer->pad < 0 && valid_id(tokenizer, pad)) tokenizer->pad = (int32_t)json_number_value(pad);
 }
 
 /* add_bos_token and add_eos_token, where either is written, replace the
@@ -125,20 +123,17 @@ static enum status read_template_file(struct tokenizer *tokenizer, const char *f
 enum status tokenizer_read_config(struct tokenizer *tokenizer, const char *folder) {
   json_t *config = NULL, *map = NULL, *generation = NULL;
   enum status status = STATUS_OK;
-  int32_t bos = -1, eos = -1, pad = -1;
+  int32_t bos = -1, eos = -1;
   TRY_OUT(read_object(folder, "tokenizer_config.json", &config));
   TRY_OUT(read_object(folder, "special_tokens_map.json", &map));
   TRY_OUT(read_object(folder, "generation_config.json", &generation));
   /* tokenizer_config.json has the last word. */
   read_token(tokenizer, map, "bos_token", &bos);
   read_token(tokenizer, map, "eos_token", &eos);
-  read_token(tokenizer, map, "pad_token", &pad);
   read_token(tokenizer, config, "bos_token", &bos);
   read_token(tokenizer, config, "eos_token", &eos);
-  read_token(tokenizer, config, "pad_token", &pad);
   if (bos >= 0) tokenizer->bos = bos;
   if (eos >= 0) tokenizer->eos = eos;
-  if (pad >= 0) tokenizer->pad = pad;
   read_generation(tokenizer, generation, eos >= 0);
   read_additions(tokenizer, config);
   TRY_OUT(read_template_key(tokenizer, config));

@@ -228,7 +228,6 @@ static enum status read_flag(const struct gguf *gguf, const char *key, bool *val
 static enum status read_special_ids(struct tokenizer *t, const struct gguf *gguf) {
   TRY(read_id(t, gguf, "tokenizer.ggml.bos_token_id", &t->bos));
   TRY(read_id(t, gguf, "tokenizer.ggml.eos_token_id", &t->eos));
-  TRY(read_id(t, gguf, "tokenizer.ggml.padding_token_id", &t->pad));
   int32_t eot = -1;
   TRY(read_id(t, gguf, "tokenizer.ggml.eot_token_id", &eot));
   tokenizer_add_end(t, eot);

@@ -197,7 +197,7 @@ struct tokenizer {
   int n_prefix, n_suffix;
   bool has_template; /* a TemplateProcessing decides prefix and suffix */
 
-  int32_t bos, eos, pad;
+  int32_t bos, eos;
   int32_t ends[TOKENIZER_MAX_ENDS];
   int n_ends;
   char *chat_template;

@@ -109,15 +109,16 @@ enum status utf8_append_lossy(struct text_buffer *out, const char *text, size_t 
   return text_append(out, text + copied, n - copied);
 }
 
-struct stand_in {
-  uint32_t first, last, with;
+struct range {
+  uint32_t first, last;
+  uint32_t with; /* what stands in for them; 0 in a list of code points alone */
 };
 
 /* Code points that Unicode 15 and 16 added (and U+1171E, which changed class,
  * and U+180E, which PCRE2 counts as white space), with one that is of the same
  * category in every version and has no case pair in ASCII. Measured: category
  * by category against Oniguruma as tokenizers 0.23.3 ships it. */
-static const struct stand_in stand_ins[] = {
+static const struct range stand_ins[] = {
     {0x897, 0x897, 0x20d0},      {0xcf3, 0xcf3, 0x903},       {0xece, 0xece, 0x20d0},      {0x180e, 0x180e, 0x200b},
     {0x1b4e, 0x1b4f, 0x2016},    {0x1b7f, 0x1b7f, 0x2016},    {0x1c89, 0x1c89, 0x1e00},    {0x1c8a, 0x1c8a, 0x1e01},
     {0x2427, 0x2429, 0x2300},    {0x2ffc, 0x2fff, 0x2300},    {0x31e4, 0x31e5, 0x2300},    {0x31ef, 0x31ef, 0x2300},
@@ -155,9 +156,7 @@ static const struct stand_in stand_ins[] = {
 /* Code points whose decomposition or combining class is newer than the tables
  * tokenizers normalises with: they stay as they are. Measured: utf8proc 2.8
  * (Unicode 15) against tokenizers 0.23.3. Newer ones are among the stand_ins. */
-static const struct {
-  uint32_t first, last;
-} inert[] = {
+static const struct range inert[] = {
     {0x7fd, 0x7fd},     {0x898, 0x89f},     {0x8ca, 0x8d3},     {0x9fe, 0x9fe},     {0xc3c, 0xc3c},
     {0xd3b, 0xd3c},     {0xeba, 0xeba},     {0x1715, 0x1715},   {0x1abf, 0x1ace},   {0x1df6, 0x1dfa},
     {0x32ff, 0x32ff},   {0xa7f2, 0xa7f4},   {0xa82c, 0xa82c},   {0xab69, 0xab69},   {0x10781, 0x10785},
@@ -183,30 +182,27 @@ static const struct {
 
 #define COUNT(table) (sizeof(table) / sizeof(table)[0])
 
-uint32_t unicode_stand_in(uint32_t cp) {
-  if (cp < stand_ins[0].first) return cp;
-  size_t low = 0, high = COUNT(stand_ins);
+/* The range of a rising table that holds cp, or NULL. */
+static const struct range *find_range(const struct range *table, size_t n, uint32_t cp) {
+  if (cp < table[0].first) return NULL; /* most text, at once */
+  size_t low = 0, high = n;
   while (low < high) {
     size_t middle = (low + high) / 2;
-    if (stand_ins[middle].last < cp)
+    if (table[middle].last < cp)
       low = middle + 1;
     else
       high = middle;
   }
-  return low < COUNT(stand_ins) && stand_ins[low].first <= cp ? stand_ins[low].with : cp;
+  return low < n && table[low].first <= cp ? &table[low] : NULL;
+}
+
+uint32_t unicode_stand_in(uint32_t cp) {
+  const struct range *found = find_range(stand_ins, COUNT(stand_ins), cp);
+  return found ? found->with : cp;
 }
 
 static bool is_inert(uint32_t cp) {
-  if (cp < inert[0].first) return false;
-  size_t low = 0, high = COUNT(inert);
-  while (low < high) {
-    size_t middle = (low + high) / 2;
-    if (inert[middle].last < cp)
-      low = middle + 1;
-    else
-      high = middle;
-  }
-  if (low < COUNT(inert) && inert[low].first <= cp) return true;
+  if (find_range(inert, COUNT(inert), cp)) return true;
   return cp != 0x1171e && cp != 0x180e && unicode_stand_in(cp) != cp;
 }
 

@@ -232,8 +232,8 @@ enum status adapter_plan_make(struct job *job, const struct adapter_set *set) {
     goto out;
   }
   n = adapter_plan_of_shard(&job->source->facts, &job->shard, job->planned, job->n_planned, own, kept);
-  TRY_OUT(
-      adapters_create(job->device, job->mesh, own, n, (float)config->lora.dropout, config->train.seed, &job->adapters));
+  TRY_OUT(adapters_create(job->device, job->mesh->n_tp, own, n, (float)config->lora.dropout, config->train.seed,
+                          &job->adapters));
   if (set->n_modules) {
     TRY_OUT(set_values(job, set, kept));
   } else {

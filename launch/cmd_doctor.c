@@ -15,6 +15,7 @@
 #include <xxhash.h>
 #include <yaml.h>
 
+#include "launch/build_id.h"
 #include "launch/cli.h"
 #include "model/device.h"
 
@@ -48,7 +49,9 @@ static bool first_line(const char *path, char *text, int size) {
 
 static void show_build(void) {
   printf("build\n");
-  row("lorashard", LORASHARD_VERSION);
+  char version[64];
+  snprintf(version, sizeof version, LORASHARD_VERSION " of sources %s", build_id);
+  row("lorashard", version);
   row("compiler", __VERSION__);
   row("kernels for", LORASHARD_MARCH);
 #if defined(__SANITIZE_ADDRESS__) || !defined(__OPTIMIZE__)

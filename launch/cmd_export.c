@@ -32,6 +32,8 @@ static enum status check_output(const struct arguments *a) {
   if (!S_ISDIR(info.st_mode)) return status_set(STATUS_USAGE, "%s: exists and is not a folder", a->output);
   TRY(durable_path(path, sizeof path, "%s/config.json", a->output));
   if (stat(path, &info) == 0) return status_set(STATUS_USAGE, "%s: holds a model; name another folder", a->output);
+  if (checkpoint_is_directory(a->output))
+    return status_set(STATUS_USAGE, "%s: holds checkpoints; name another folder", a->output);
   if (peft_is_folder(a->output) && !a->overwrite)
     return status_set(STATUS_USAGE, "%s: holds a PEFT adapter; name another folder or give --overwrite", a->output);
   return STATUS_OK;
@@ -69,14 +71,7 @@ static enum status facts_from_base(const char *path, struct model_facts *facts) 
 /* What export needs of the base is in the adapter's own header. */
 static enum status facts_from_header(const char *path, const struct checkpoint_header *header,
                                      struct model_facts *facts) {
-  memset(facts, 0, sizeof *facts);
-  snprintf(facts->family, sizeof facts->family, "%s", header->base_family);
-  facts->n_layers = header->n_layers;
-  facts->d_model = header->d_model;
-  facts->n_heads = header->n_heads;
-  facts->n_kv_heads = header->n_kv_heads;
-  facts->head_dim = header->head_dim;
-  facts->d_ffn = header->d_ffn;
+  checkpoint_get_facts(header, facts);
   if (arch_find(facts->family) && facts->n_layers > 0 && facts->d_model > 0 && facts->n_heads > 0 &&
       facts->n_kv_heads > 0 && facts->head_dim > 0 && facts->d_ffn > 0)
     return STATUS_OK;
@@ -84,19 +79,21 @@ static enum status facts_from_header(const char *path, const struct checkpoint_h
   return status_set(STATUS_USAGE, "%s: does not say what its base looks like; give --base", path);
 }
 
-static enum status export(const struct arguments *a, struct adapter_set *set) {
-  struct model_facts facts; struct checkpoint_header header;
-  if (a->base){TRY(facts_from_base(a->base, &facts)); TRY(adapter_set_read(a->adapter, &facts, set, &header));}
-else {
-  if (peft_is_folder(a->adapter))
+static enum status export_adapter(const struct arguments *a, struct adapter_set *set) {
+  struct model_facts facts;
+  struct checkpoint_header header;
+  char path[DURABLE_PATH];
+  bool peft = false;
+  TRY(adapter_resolve(a->adapter, path, sizeof path, &peft));
+  if (a->base) TRY(facts_from_base(a->base, &facts));
+  if (!a->base && peft)
     return status_set(STATUS_USAGE, "%s: a PEFT folder does not say how its base is built; give --base", a->adapter);
-  TRY(adapter_set_read(a->adapter, NULL, set, &header));
-  TRY(facts_from_header(a->adapter, &header, &facts));
-}
-const char *name = a->base_name ? a->base_name : header.base_path[0] ? header.base_path : a->base;
-TRY(peft_write(a->output, set, &facts, name));
-printf("%s: %d modules of %s as a PEFT adapter\n", a->output, set->n_modules, facts.family);
-return STATUS_OK;
+  TRY(adapter_set_read(path, a->base ? &facts : NULL, set, &header));
+  if (!a->base) TRY(facts_from_header(a->adapter, &header, &facts));
+  const char *name = a->base_name ? a->base_name : header.base_path[0] ? header.base_path : a->base;
+  TRY(peft_write(a->output, set, &facts, name));
+  printf("%s: %d modules of %s as a PEFT adapter\n", a->output, set->n_modules, facts.family);
+  return STATUS_OK;
 }
 
 enum status cmd_export(int argc, char **argv) {
@@ -104,7 +101,7 @@ enum status cmd_export(int argc, char **argv) {
   struct adapter_set set = {0};
   TRY(parse(argc, argv, &a));
   if (a.done) return STATUS_OK;
-  enum status status = export(&a, &set);
+  enum status status = export_adapter(&a, &set);
   adapter_set_free(&set);
   return status;
 }

@@ -1,4 +1,5 @@
 /* lorashard gather: one self-contained adapter file from a checkpoint. */
+#include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
@@ -6,15 +7,17 @@
 
 #include "io/checkpoint.h"
 #include "io/durable.h"
+#include "io/peft.h"
 #include "launch/cli.h"
 
 static const struct cli_help help = {
-    .usage = "gather STEP_DIR -o FILE.h5 [--dtype f32|f16|bf16] [--with-optimizer] [--overwrite]",
+    .usage = "gather PATH -o FILE.h5 [--dtype f32|f16|bf16] [--with-optimizer] [--overwrite]",
     .summary = "Make one self-contained adapter file from a checkpoint's shards.",
     .details =
-        "STEP_DIR is a step directory (run/step-000100) or a run's output directory, which stands for its "
-        "newest whole step. The file holds the weights; --with-optimizer adds the AdamW moments, which stay f32. "
-        "Every command takes a file of any --dtype. Memory use is that of the largest single matrix.\n\n"
+        "PATH is a step directory (run/step-000100), a run's output directory, which stands for its newest whole "
+        "step, or a file that gather made. The file written holds the weights; --with-optimizer adds the AdamW "
+        "moments, which stay f32. Every command takes a file of any --dtype. Memory use is that of the largest single "
+        "matrix.\n\n"
         "Example: lorashard gather run -o adapter.h5",
 };
 
@@ -61,6 +64,22 @@ static enum status parse(int argc, char **argv, struct arguments *a) {
   return STATUS_OK;
 }
 
+/* The readers below would name a PEFT folder too, which other commands take. */
+static enum status check_source(const char *path) {
+  static const char takes[] = "name a step directory, a run's output directory or an adapter.h5";
+  struct stat info;
+  if (stat(path, &info) != 0) return status_set(STATUS_USAGE, "%s: no such adapter; %s", path, takes);
+  if (peft_is_folder(path)) return status_set(STATUS_USAGE, "%s: a PEFT folder has nothing to gather; %s", path, takes);
+  if (!S_ISREG(info.st_mode)) return STATUS_OK;
+  char head[8] = {0};
+  FILE *file = fopen(path, "re");
+  if (!file) return status_set(STATUS_USAGE, "%s: cannot open: %s", path, strerror(errno));
+  size_t n = fread(head, 1, sizeof head, file);
+  fclose(file);
+  if (n == sizeof head && memcmp(head, "\211HDF\r\n\032\n", sizeof head) == 0) return STATUS_OK;
+  return status_set(STATUS_DATA, "%s: not an HDF5 file; %s", path, takes);
+}
+
 static enum status print_result(const char *path) {
   struct checkpoint *checkpoint = NULL;
   const struct checkpoint_module *modules;
@@ -82,6 +101,7 @@ enum status cmd_gather(int argc, char **argv) {
   char step[DURABLE_PATH];
   TRY(parse(argc, argv, &a));
   if (a.done) return STATUS_OK;
+  TRY(check_source(a.from));
   TRY(checkpoint_resolve(a.from, step, sizeof step));
   TRY(checkpoint_gather(step, a.output, a.with_optimizer, a.dtype));
   return print_result(a.output);

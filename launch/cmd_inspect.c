@@ -10,8 +10,8 @@ static const struct cli_help help = {
     .usage = "inspect PATH [--json] [--tensors]",
     .summary = "Show what a model, checkpoint or adapter holds.",
     .details =
-        "PATH is a Hugging Face folder, a .gguf or .safetensors file, adapter.h5, a step directory, a run's "
-        "output directory (its newest whole step) or a PEFT folder. Norms are Frobenius norms, averaged over "
+        "PATH is a Hugging Face folder, a .gguf or .safetensors file, synthetic:MODEL, adapter.h5, a step directory, "
+        "a run's output directory (its newest whole step) or a PEFT folder. Norms are Frobenius norms, averaged over "
         "the layers. No weight of a base model is read.",
 };
 

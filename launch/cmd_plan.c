@@ -37,6 +37,25 @@ struct arguments {
   bool json, strong, search_base, keys, done;
 };
 
+/* An option that would do nothing beside another, or without it, is a mistake. */
+static enum status check_pairs(const struct arguments *a) {
+  const struct {
+    const char *one, *other;
+    bool both;
+  } pairs[] = {{"--layout", "--sweep", a->layout && a->sweep},
+               {"--layout", "--top", a->layout && a->top},
+               {"--layout", "--search-base-dtype", a->layout && a->search_base},
+               {"--ranks", "--sweep", a->ranks && a->sweep},
+               {"--top", "--sweep", a->top && a->sweep}};
+  for (size_t i = 0; i < sizeof pairs / sizeof pairs[0]; i++)
+    if (pairs[i].both)
+      return status_set(STATUS_USAGE, "plan: %s and %s exclude each other", pairs[i].one, pairs[i].other);
+  if (!a->sweep && (a->strong || a->share))
+    return status_set(STATUS_USAGE, "plan: %s is about a sweep; give --sweep FROM..TO",
+                      a->strong ? "--strong" : "--share");
+  return STATUS_OK;
+}
+
 static enum status parse(int argc, char **argv, struct arguments *a) {
   const struct cli_option options[] = {
       {.name = "cluster", .arg = "FILE", .doc = "the cluster (cluster-configs/)", .value = &a->cluster},
@@ -70,8 +89,7 @@ static enum status parse(int argc, char **argv, struct arguments *a) {
   if (a->done || a->keys) return STATUS_OK;
   if (!a->cluster) return status_set(STATUS_USAGE, "plan: --cluster is missing; cluster-configs/ has examples");
   if (!a->model && !a->run) return status_set(STATUS_USAGE, "plan: --model or --config is missing");
-  if (a->layout && a->sweep) return status_set(STATUS_USAGE, "plan: --layout and --sweep exclude each other");
-  return STATUS_OK;
+  return check_pairs(a);
 }
 
 /* --- the job --- */
@@ -89,14 +107,21 @@ static enum status configure(const struct arguments *a, const struct cluster *cl
   return STATUS_OK;
 }
 
-/* A base as train takes it, or the name of a built-in model, or a config.json. */
-static enum status open_model(const char *model, struct tensor_source **source_p) {
+static bool is_json(const char *model) {
   size_t length = strlen(model);
-  bool json = length > 5 && strcmp(model + length - 5, ".json") == 0;
+  return length > 5 && strcmp(model + length - 5, ".json") == 0;
+}
+
+/* Does it name weights, as train's base does? The name of a built-in model and a config.json name sizes only. */
+static bool has_weights(const char *model) {
+  return synthetic_is_name(model) || (access(model, F_OK) == 0 && !is_json(model));
+}
+
+static enum status open_model(const char *model, struct tensor_source **source_p) {
   struct model_facts facts;
-  if (synthetic_is_name(model) || (access(model, F_OK) == 0 && !json)) return base_model_open(model, source_p);
-  if (!json) TRY(synthetic_facts(model, &facts)); /* not "NAME,layers=2": that is synthetic:'s */
   char name[4200];
+  if (has_weights(model)) return base_model_open(model, source_p);
+  if (!is_json(model)) TRY(synthetic_facts(model, &facts)); /* not "NAME,layers=2": that is synthetic:'s */
   snprintf(name, sizeof name, "synthetic:%s", model);
   return base_model_open(name, source_p);
 }
@@ -205,7 +230,8 @@ static enum status state_one(const struct arguments *a, struct work *w, struct p
   if (wanted > most)
     return status_set(STATUS_USAGE, "tp %d x pp %d x dp %d is %lld ranks, but %s has %lld", layout.tp, layout.pp,
                       layout.dp, (long long)wanted, w->cluster.name, (long long)most);
-  if (!a->ranks && !own) report->job.ranks = wanted;
+  if (!a->ranks && !own) report->job = planner_job(&w->cluster, wanted, report->job.global_batch);
+  TRY(planner_check_room(&w->cluster, &report->job));
   TRY(planner_state(w->planner, &report->job, &layout, &w->results[0]));
   report->n = 1;
   return STATUS_OK;
@@ -228,6 +254,7 @@ static enum status nothing_fits(struct work *w, const struct plan_report *report
 static enum status search_all(const struct arguments *a, struct work *w, struct plan_report *report,
                               const struct plan_search *search) {
   if (a->sweep) return sweep_run(w->planner, &w->cluster, search, &report->sweep_options, &w->sweep);
+  TRY(planner_check_room(&w->cluster, &report->job));
   TRY(planner_search(w->planner, &report->job, search, w->results, &report->n, &report->tried));
   return report->n ? STATUS_OK : nothing_fits(w, report, search);
 }
@@ -254,7 +281,7 @@ static enum status plan(const struct arguments *a, struct work *w, struct plan_r
   long long ranks = w->cluster.nodes * w->cluster.device.per_node, top = 10;
   if (a->ranks) TRY(cli_int("--ranks", a->ranks, 1, ranks, &ranks));
   if (a->top) TRY(cli_int("--top", a->top, 1, MAX_RESULTS, &top));
-  report->job = (struct plan_job){.ranks = ranks, .global_batch = w->config.train.global_batch};
+  report->job = planner_job(&w->cluster, ranks, w->config.train.global_batch);
   TRY(parse_sweep(a, w, report));
   report->totals = planner_totals(w->planner);
   struct plan_search search = {.fixed = planner_configured(w->planner, ranks),
@@ -293,7 +320,8 @@ static enum status run(const struct arguments *a, struct work *w) {
                                .facts = &w->source->facts,
                                .model = model,
                                .run = a->run,
-                               .base = a->run && a->model ? w->source->path : NULL,
+                               .base = a->model && has_weights(a->model) ? a->model : NULL,
+                               .assumed_dtype = !has_weights(model) && !w->source->facts.has_dtype,
                                .set = a->set.items,
                                .n_set = a->set.n,
                                .own_length = !a->run,

@@ -35,6 +35,9 @@ struct arguments {
 static enum status check_output(const struct arguments *a) {
   char parent[DURABLE_PATH];
   struct stat info;
+  size_t length = strlen(a->output);
+  if (length == 0 || a->output[length - 1] == '/')
+    return status_set(STATUS_USAGE, "-o '%s' names no file; write FOLDER/CLUSTER.yaml", a->output);
   TRY(durable_path(parent, sizeof parent, "%s", a->output));
   if (stat(a->output, &info) != 0)
     return access(dirname(parent), W_OK) == 0

@@ -1,4 +1,6 @@
 /* lorashard train: fine-tune adapters over a sharded base. */
+#include <limits.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "launch/cli.h"
@@ -11,9 +13,9 @@ static const struct cli_help help = {
     .usage = "train CONFIG.yaml [--set KEY=VALUE ...] [--resume | --resume-from PATH] [--overwrite]",
     .summary = "Fine-tune LoRA adapters over a frozen base model cut over MPI ranks.",
     .details =
-        "Start it alone, or with mpirun for several ranks: parallel.tp of them share one copy of the base, the others "
-        "are "
-        "data-parallel replicas.\n\n"
+        "Start it alone, or with mpirun for several ranks: parallel.tp x parallel.pp of them share one copy of the "
+        "base (tp cuts its layers, pp deals them out), and there are as many data-parallel replicas as that goes into "
+        "the ranks.\n\n"
         "  lorashard train my.yaml\n"
         "  mpirun -n 2 lorashard train my.yaml --set parallel.tp=2\n"
         "  mpirun -n 4 -hostfile hosts lorashard train my.yaml --set parallel.tp=2 --set 'lora.targets=[q, v]'\n\n"
@@ -21,7 +23,9 @@ static const struct cli_help help = {
         "metrics.jsonl (one JSON object a step), config.yaml (the resolved settings), status.json (whether the run is "
         "running, finished, stopped or failed), cache/ (token ids). A first SIGTERM, SIGUSR1 or Ctrl-C: the step is "
         "finished, a checkpoint written, exit code 0. A second one (Ctrl-C a second later, the others three): the end, "
-        "at once. "
+        "at once. mpirun kills the ranks a second after a signal to itself; --mca odls_base_sigkill_timeout 60 makes "
+        "it "
+        "wait. "
         "lorashard help-config lists every key.",
 };
 
@@ -75,7 +79,11 @@ static enum status run(int argc, char **argv) {
   stop_signal_watch(mesh_launcher_rank());
   memset(&config, 0, sizeof config);
   enum status status = ranks_agree(configure(&a, &config));
-  struct job_options options = {.adapter = config.lora.adapter, .fresh_adapters = true, .any_base = a.any_base};
+  char request[PATH_MAX + 64];
+  struct job_options options = {
+      .adapter = config.lora.adapter, .fresh_adapters = true, .any_base = a.any_base, .request = request};
+  snprintf(request, sizeof request, "%s%s%s", a.train.resume ? "resume " : "", a.train.overwrite ? "overwrite " : "",
+           a.train.resume_from ? a.train.resume_from : "");
   options.no_text = evaluate_only_ids(&config.data.train) && evaluate_only_ids(&config.data.eval);
   if (status == STATUS_OK) status = job_open(&config, &options, &job);
   if (status == STATUS_OK) {

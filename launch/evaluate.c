@@ -3,6 +3,8 @@
 #include <math.h>
 #include <string.h>
 
+#include "dist/mesh_compare.h"
+#include "io/synthetic.h"
 #include "launch/ranks.h"
 
 bool evaluate_only_ids(const struct string_list *files) {
@@ -13,11 +15,28 @@ bool evaluate_only_ids(const struct string_list *files) {
   return true;
 }
 
-static enum status wait_for_all(void *control) { return comm_barrier(control); }
+/* Ranks that read other data would train on it without a word, or wait for each other. */
+static enum status compare_data(const struct mesh *mesh, uint64_t hash) {
+  const struct mesh_input data = {"content of the data files", hash, "copy the same files to every host"};
+  return mesh_compare(mesh, &data, 1);
+}
+
+/* All have written their part of the cache, or one has failed, and says so itself. */
+static enum status meet(void *context, uint64_t key) {
+  const struct mesh *mesh = context;
+  double failed = key == 0;
+  TRY(comm_all_reduce_f64(mesh->control, &failed, 1, REDUCE_MAX));
+  return failed > 0 ? STATUS_OK : compare_data(mesh, key);
+}
 
 enum status evaluate_open_data(const struct job *job, const struct string_list *files, const char *cache_dir,
                                struct dataset **data_p) {
   const struct config *config = job->config;
+  if (synthetic_is_name(config->base) && !evaluate_only_ids(files))
+    return ranks_agree(status_set(STATUS_USAGE,
+                                  "%s: a synthetic base has no tokenizer; give it .bin data (docs/files.md, "
+                                  "\"Synthetic models\", makes some)",
+                                  config->base));
   struct dataset_options options = {
       .files = (const char *const *)files->items,
       .n_files = files->n,
@@ -30,10 +49,12 @@ enum status evaluate_open_data(const struct job *job, const struct string_list *
       .cache_dir = cache_dir,
       .worker = cache_dir ? job->mesh->rank : 0,
       .n_workers = cache_dir ? job->mesh->world : 1,
-      .barrier = cache_dir ? wait_for_all : NULL,
-      .barrier_context = job->mesh->control,
+      .meet = cache_dir ? meet : NULL,
+      .meet_context = job->mesh,
   };
-  return ranks_agree(dataset_open(&options, data_p));
+  TRY(ranks_agree(dataset_open(&options, data_p)));
+  const char *digest = dataset_digest(*data_p);
+  return ranks_agree(compare_data(job->mesh, mesh_hash(0, digest, strlen(digest))));
 }
 
 /* Micro-batches between two looks at the stop flag. */
@@ -61,7 +82,7 @@ enum status evaluate_run(struct job *job, struct batcher *batcher, bool (*stop_a
     TRY(transformer_loss(job->model, &batch, &loss, NULL));
   }
   if (mesh->tp_rank != 0) loss = 0; /* each replica's loss is counted once; it is on the last stage */
-  TRY(comm_all_reduce_f64(mesh->control, &loss, 1, REDUCE_SUM));
+  TRY(comm_all_reduce_f64(mesh->control, &loss, 1, REDUCE_SUM)); /* partial over the replicas -> whole */
   batcher_count(batcher, 0, rows, &result->targets, &result->tokens);
   result->loss = isnan(loss) ? NAN : loss / (double)result->targets; /* a NaN's sign means nothing */
   return STATUS_OK;

@@ -10,6 +10,7 @@
 #include "io/durable.h"
 #include "io/peft.h"
 #include "io/safetensors.h"
+#include "io/synthetic.h"
 #include "launch/inspect_adapter.h"
 
 enum status report_begin(const char *kind, const char *format, const char *path, json_t **report_p) {
@@ -118,7 +119,9 @@ static bool has_file(const char *folder, const char *name) {
 
 static enum status report_folder(const char *path, bool with_tensors, json_t **report_p) {
   char step[DURABLE_PATH];
-  if (peft_is_folder(path)) return report_peft(path, with_tensors, report_p);
+  bool peft = peft_is_folder(path);
+  if (peft) TRY(adapter_resolve(path, step, sizeof step, &peft)); /* it may be a checkpoint, too */
+  if (peft) return report_peft(path, with_tensors, report_p);
   if (has_file(path, "manifest.json")) return report_adapter(path, "step", with_tensors, report_p);
   if (has_file(path, "config.json")) return report_model(path, "huggingface", with_tensors, report_p);
   if (checkpoint_resolve(path, step, sizeof step) == STATUS_OK)
@@ -142,6 +145,7 @@ static enum status report_file(const char *path, bool with_tensors, json_t **rep
 
 enum status inspect_report(const char *path, bool with_tensors, json_t **report_p) {
   struct stat info;
+  if (synthetic_is_name(path)) return report_model(path, "synthetic", with_tensors, report_p);
   if (stat(path, &info) != 0) return status_set(STATUS_USAGE, "%s: no such file or folder", path);
   if (S_ISDIR(info.st_mode)) return report_folder(path, with_tensors, report_p);
   if (S_ISREG(info.st_mode)) return report_file(path, with_tensors, report_p);

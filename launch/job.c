@@ -6,9 +6,12 @@
 #include <string.h>
 
 #include "dist/mesh_compare.h"
+#include "dist/watchdog.h"
 #include "io/log.h"
+#include "io/synthetic.h"
 #include "launch/accelerator.h"
 #include "launch/adapter_plan.h"
+#include "launch/build_id.h"
 #include "launch/ranks.h"
 
 enum dtype job_act(const struct config *config) {
@@ -45,6 +48,8 @@ static enum status open_base(struct job *job, const struct job_options *options)
   if (!config->base || !*config->base)
     return status_set(STATUS_USAGE, "no base model given: set base (a folder or a .gguf file)");
   TRY(base_model_open(config->base, &job->source));
+  if (synthetic_is_name(config->base))
+    log_warn("%s: its weights are made up; adapters for them are of no use but to try layouts and speed", config->base);
   TRY(base_model_fingerprint(job->source, job->fingerprint));
   return open_tokenizer(job, !options->no_text);
 }
@@ -78,30 +83,26 @@ out:
   return status;
 }
 
-static enum status open_model(struct job *job, const struct job_options *options) {
+static int64_t longest_sequence(const struct job *job, const struct job_options *options) {
   const struct model_facts *facts = &job->source->facts;
-  struct model_options model_options = {
-      .act = job_act(job->config),
-      .storage = job_storage(job->config->train.base_dtype),
-      .n_positions = options->n_positions ? options->n_positions : job->config->data.seq_len,
-      .shard = &job->shard,
-  };
-  if (options->clamp_positions && facts->position == POSITION_LEARNED &&
-      model_options.n_positions > facts->max_positions)
-    model_options.n_positions = facts->max_positions;
-  return model_create(job->device, job->source, job->mesh->tp, job->mesh->pp, &model_options, &job->model);
+  int64_t n = options->n_positions ? options->n_positions : job->config->data.seq_len;
+  bool too_long = facts->position == POSITION_LEARNED && n > facts->max_positions;
+  return options->clamp_positions && too_long ? facts->max_positions : n;
 }
 
 /* What the ranks must have in common: else they would wait for each other, or sum what does not belong together.
  * Settings before the devices are opened, which is collective and done as they say. */
-static enum status compare_settings(struct job *job) {
+static enum status compare_settings(struct job *job, const struct job_options *options) {
   char *text = NULL;
+  const char *request = options->request ? options->request : "", *adapter = options->adapter ? options->adapter : "";
   enum status status = ranks_agree(config_print(job->config, &text));
   if (status == STATUS_OK) {
     const struct mesh_input inputs[] = {
-        {"program version", mesh_hash(0, LORASHARD_VERSION, strlen(LORASHARD_VERSION)),
-         "install the same build on every host"},
+        {"program version", mesh_hash(0, build_id, strlen(build_id)), "install the same build on every host"},
         {"configuration", mesh_hash(0, text, strlen(text)), "give every rank the same file and --set"},
+        {"command line",
+         mesh_hash(mesh_hash(options->any_base, request, strlen(request) + 1), adapter, strlen(adapter)),
+         "start every rank with the same options"},
     };
     status = mesh_compare(job->mesh, inputs, (int)(sizeof inputs / sizeof inputs[0]));
   }
@@ -115,11 +116,17 @@ static enum status compare_base(struct job *job) {
   return mesh_compare(job->mesh, &base, 1);
 }
 
-static enum status open_model_and_adapters(struct job *job, const struct job_options *options) {
-  TRY(ranks_agree(plan_layout(job, options)));
-  TRY(ranks_agree(open_model(job, options)));
-  adapter_plan_attach(job);
-  log_debug("%" PRIu64 " bytes of weights read", job->source->bytes_read);
+static void watchdog_bites(const char *message) {
+  status_set(STATUS_PEER, "%s", message);
+  ranks_fail(STATUS_PEER);
+}
+
+/* From here on a rank that does not answer ends the job. Reading and writing may take any time. */
+static enum status start_watchdog(const struct job *job) {
+  /* Ranks that wait for the same one are to bark one after the other: the first ends the job. */
+  double later = 0.5 * (job->mesh->rank < 8 ? job->mesh->rank : 8);
+  TRY(ranks_agree(watchdog_start(job->config->dist.timeout_s + later, watchdog_bites)));
+  watchdog_set_task("is starting up");
   return STATUS_OK;
 }
 
@@ -127,14 +134,31 @@ enum status job_open(const struct config *config, const struct job_options *opti
   memset(job, 0, sizeof *job);
   job->config = config;
   TRY(ranks_agree(mesh_create((int)config->parallel.tp, (int)config->parallel.pp, &job->mesh)));
-  TRY(ranks_agree(compare_settings(job)));
+  TRY(start_watchdog(job));
+  TRY(ranks_agree(compare_settings(job, options)));
   TRY(accelerator_open(config, job->mesh, &job->device));
   TRY(ranks_agree(open_base(job, options)));
   TRY(ranks_agree(compare_base(job)));
-  return open_model_and_adapters(job, options);
+  job->n_positions = longest_sequence(job, options);
+  return ranks_agree(plan_layout(job, options));
 }
 
-enum recompute job_recompute(enum recompute_kind kind) {
+enum status job_load(struct job *job) {
+  const struct model_options options = {
+      .act = job_act(job->config),
+      .storage = job_storage(job->config->train.base_dtype),
+      .n_positions = job->n_positions,
+      .shard = &job->shard,
+  };
+  const char *task = watchdog_set_task("reads the base");
+  TRY(ranks_agree(model_create(job->device, job->source, job->mesh->tp, job->mesh->pp, &options, &job->model)));
+  watchdog_set_task(task);
+  adapter_plan_attach(job);
+  log_debug("%" PRIu64 " bytes of weights read", job->source->bytes_read);
+  return STATUS_OK;
+}
+
+static enum recompute recompute_of(enum recompute_kind kind) {
   switch (kind) {
     case RECOMPUTE_KIND_SELECTIVE:
       return RECOMPUTE_SELECTIVE;
@@ -145,19 +169,23 @@ enum recompute job_recompute(enum recompute_kind kind) {
   }
 }
 
+struct prepare_options job_prepare_options(int64_t max_tokens, int64_t n_micro, bool training,
+                                           enum recompute_kind recompute, bool sequence) {
+  return (struct prepare_options){.max_tokens = max_tokens,
+                                  .training = training,
+                                  .recompute = recompute_of(recompute),
+                                  .sequence = training && sequence,
+                                  .n_micro = n_micro};
+}
+
 enum status job_prepare_model(struct job *job, int64_t max_tokens, bool training, int64_t n_micro) {
-  const struct prepare_options options = {
-      .max_tokens = max_tokens,
-      .training = training,
-      .recompute = job_recompute(job->config->train.recompute),
-      .sequence = training && job->config->parallel.sequence,
-      .n_micro = n_micro,
-      .adapted_below = job->first_adapted < job->shard.stage.layers.first,
-  };
+  const struct prepare_options options =
+      job_prepare_options(max_tokens, n_micro, training, job->config->train.recompute, job->config->parallel.sequence);
   return model_prepare(job->model, &options);
 }
 
 void job_close(struct job *job) {
+  watchdog_stop();
   /* Groups first: their buffers and records are the device's, and freeing memory would wait for messages that do not
    * come. */
   mesh_destroy(&job->mesh);
@@ -180,12 +208,11 @@ void job_describe(const struct job *job) {
            facts->family, 1e-6 * (double)model_base_parameters(facts), facts->n_layers, facts->d_model);
   if (mesh->n_pp > 1) snprintf(stages, sizeof stages, " x pp %d", mesh->n_pp);
   log_info("layout    %d rank%s: tp %d x dp %d%s%s; rank 0 holds %" PRId64 " of %" PRId64 " layers, %" PRId64
-           " of %" PRId64 " heads, %" PRId64 " of %" PRId64 " FFN columns, %.1f MB of weights",
+           " of %" PRId64 " heads, %" PRId64 " of %" PRId64 " FFN columns",
            mesh->world, mesh->world == 1 ? "" : "s", mesh->n_tp, mesh->n_dp, stages,
            job->config->parallel.sequence && mesh->n_tp > 1 ? ", sequence parallel" : "", job->shard.stage.layers.n,
-           facts->n_layers, job->shard.heads.n, facts->n_heads, job->shard.ffn.n, facts->d_ffn,
-           1e-6 * (double)job->model->weights.memory.total);
-  log_info("device    %s; compute %s", device, dtype_name(job->model->act));
+           facts->n_layers, job->shard.heads.n, facts->n_heads, job->shard.ffn.n, facts->d_ffn);
+  log_info("device    %s; compute %s", device, dtype_name(job_act(job->config)));
   if (!job->device->host_memory) ranks_must(accelerator_describe(job->mesh, job->device));
   int64_t trainable = adapter_plan_parameters(job);
   if (job->n_planned)

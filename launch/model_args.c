@@ -20,5 +20,6 @@ enum status model_args_open(const struct model_args *args, const struct config *
                             struct job *job) {
   options.adapter = args->adapter;
   options.any_base = args->any_base;
-  return job_open(config, &options, job);
+  TRY(job_open(config, &options, job));
+  return job_load(job);
 }

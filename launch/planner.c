@@ -128,7 +128,8 @@ double planner_room(const struct planner *planner) {
 struct plan_totals planner_totals(const struct planner *planner) {
   struct plan_totals totals = {.base_parameters = model_base_parameters(planner->facts),
                                .rank_memory = planner_room(planner),
-                               .peak = planner->rate.peak};
+                               .peak = planner->rate.peak,
+                               .file = planner->file};
   for (int i = 0; i < planner->n_specs; i++)
     totals.trained_parameters += planner->specs[i].r * (planner->specs[i].in + planner->specs[i].out);
   return totals;
@@ -241,17 +242,11 @@ static enum status vary_memory(struct candidates *c, struct plan_layout layout) 
   return STATUS_OK;
 }
 
-/* Groups of tp ranks lie within a node, or on whole nodes. */
-static bool placed_well(const struct planner *planner, int64_t tp) {
-  int64_t per_node = planner->cluster->device.per_node;
-  return tp <= per_node ? per_node % tp == 0 : tp % per_node == 0;
-}
-
 static enum status vary_parallel(struct candidates *c) {
   const struct plan_search *search = c->search;
   int64_t ranks = c->job->ranks;
   for (int64_t tp = 1; tp <= ranks && tp <= PLAN_MAX_TP; tp++) {
-    if (search->tp ? !placed_well(c->planner, tp) : tp != search->fixed.tp) continue;
+    if (search->tp ? !planner_placed_well(c->job, tp) : tp != search->fixed.tp) continue;
     if (ranks % tp || check_tp(c->planner, tp) != STATUS_OK) continue;
     for (int64_t pp = 1; pp <= ranks / tp && pp <= c->planner->facts->n_layers && pp <= PLAN_MAX_PP; pp++) {
       if ((ranks / tp) % pp || (!search->pp && pp != search->fixed.pp)) continue;

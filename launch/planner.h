@@ -25,9 +25,10 @@ struct plan_layout {
   int64_t micro_batch; /* rows */
 };
 
-/* The job that a layout is for. */
+/* The job that a layout is for, and where its ranks lie: planner_job makes it. */
 struct plan_job {
   int64_t ranks;
+  int64_t per_node;     /* ranks of each node; the last may have fewer */
   int64_t global_batch; /* rows of a step over all ranks */
 };
 
@@ -93,6 +94,14 @@ enum status planner_create(const struct config *config, const struct cluster *cl
                            struct planner **planner_p);
 void planner_destroy(struct planner **planner_p);
 
+/* A job of so many ranks, node by node as the cluster's launcher places them. */
+struct plan_job planner_job(const struct cluster *cluster, int64_t ranks, int64_t global_batch);
+int64_t planner_nodes(const struct plan_job *job);
+
+/* STATUS_USAGE where the job needs more nodes than there are, with the next numbers of
+ * ranks that do not. A sweep does not ask: it is about more nodes of the same kind. */
+enum status planner_check_room(const struct cluster *cluster, const struct plan_job *job);
+
 /* config's own layout on that many ranks: its tp, pp, sequence, recompute, base_dtype, micro_batch. */
 struct plan_layout planner_configured(const struct planner *planner, int64_t ranks);
 
@@ -123,6 +132,7 @@ struct plan_totals {
   int64_t trained_parameters;
   double rank_memory; /* bytes that a rank may use */
   double peak;        /* FLOP/s of one rank in the run's number type */
+  enum dtype file;    /* type that the layers' linears are stored in; of several, that of most weights */
 };
 struct plan_totals planner_totals(const struct planner *planner);
 

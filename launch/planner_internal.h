@@ -72,6 +72,21 @@ enum status planner_cut(struct planner *planner, int tp, const struct plan_cut *
 enum status planner_stages(struct planner *planner, int pp, const struct plan_stages **stages_p);
 void planner_free_costs(struct planner *planner);
 
+/* --- planner_place.c --- */
+
+/* Groups of tp ranks lie within a node, or on whole nodes. */
+bool planner_placed_well(const struct plan_job *job, int64_t tp);
+
+/* Groups of n ranks, `stride` apart, cut the job's ranks in blocks of n stride. The
+ * fewest ranks of a group on a node that it is on: of the group whose spread is worst,
+ * as its ranks there carry most to other nodes. n: every group is within a node. */
+int64_t planner_fewest_on_node(const struct plan_job *job, int64_t n, int64_t stride);
+
+/* Do all ranks of a stage find their neighbours of the next on their own node? */
+bool planner_stages_share_node(const struct plan_job *job, const struct plan_layout *layout, int stage);
+
+/* --- planner_costs.c --- */
+
 /* Tokens of a full micro-batch, as the batcher pads them. */
 int64_t planner_tokens(const struct planner *planner, const struct plan_layout *layout);
 /* Micro-batches of the replica that has most. */

@@ -9,35 +9,23 @@
 #include "launch/job.h"
 #include "launch/planner_internal.h"
 
-/* Entries of the arena of activations that are kept from forward to backward. */
-static bool is_kept(const char *name) {
-  static const char *const kept[] = {
-      "residual",    "norm statistics",     "q k v",       "q k before their norm", "attention output",
-      "log-sum-exp", "ffn pre-activations", "adapter x A'"};
-  for (size_t i = 0; i < sizeof kept / sizeof kept[0]; i++)
-    if (strcmp(name, kept[i]) == 0) return true;
-  return false;
-}
-
 static void count(const struct model *model, const struct adapters *adapters, struct plan_memory *memory) {
   const struct memory_table *acts = &model->acts.memory;
-  for (int i = 0; i < acts->n; i++)
-    if (is_kept(acts->entries[i].name)) memory->activations += acts->entries[i].bytes;
   memory->base = model->weights.memory.total;
   /* Four arrays of one size: values, gradients and two moments. */
   memory->adapters = param_list_bytes(&adapters->params) / 2;
   memory->optimizer = memory->adapters;
+  memory->activations = model->acts.kept;
   memory->buffers = acts->total - memory->activations + model->tables.total; /* alignment too */
   memory->total = memory->base + memory->adapters + memory->optimizer + memory->activations + memory->buffers;
 }
 
 /* The adapters of a shard, sizes only. */
-static enum status plan_adapters(const struct planner *planner, const struct shard *shard, struct adapters *adapters) {
+static enum status list_adapters(const struct planner *planner, const struct shard *shard, struct adapters *adapters) {
   struct adapter_spec *own = malloc((size_t)(planner->n_specs + 1) * sizeof *own);
   if (!own) return status_set(STATUS_SYSTEM, "out of memory for the plan of adapters");
   int n = adapter_plan_of_shard(planner->facts, shard, planner->specs, planner->n_specs, own, NULL);
-  const struct mesh mesh = {.n_tp = shard->n_tp};
-  enum status status = adapters_plan(&mesh, own, n, adapters);
+  enum status status = adapters_list(shard->n_tp, own, n, adapters);
   free(own);
   return status;
 }
@@ -60,13 +48,9 @@ enum status planner_rank_memory(struct planner *planner, const struct plan_job *
   if (!pairs) return status_set(STATUS_SYSTEM, "out of memory for the plan of adapters");
   TRY_OUT(shard_plan(planner->facts, layout->tp, tp_rank, &shard));
   TRY_OUT(shard_plan_stage(planner->facts, planner->first_adapted, layout->pp, pp_rank, &shard));
-  prepare = (struct prepare_options){.max_tokens = planner_tokens(planner, layout),
-                                     .training = true,
-                                     .recompute = job_recompute(layout->recompute),
-                                     .sequence = layout->sequence,
-                                     .n_micro = planner_micro_batches(planner, job, layout),
-                                     .adapted_below = shard.stage.layers.first > planner->first_adapted};
-  TRY_OUT(plan_adapters(planner, &shard, &adapters));
+  prepare = job_prepare_options(planner_tokens(planner, layout), planner_micro_batches(planner, job, layout), true,
+                                layout->recompute, layout->sequence);
+  TRY_OUT(list_adapters(planner, &shard, &adapters));
   TRY_OUT(model_create(&planner->device, planner->source, NULL, NULL, &options, &model));
   for (int i = 0; i < adapters.n; i++) {
     pairs[i] = (struct lowrank){.r = adapters.specs[i].r}; /* all that the tables depend on */

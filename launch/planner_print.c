@@ -42,17 +42,20 @@ static void print_head(const struct plan_report *r) {
   char a[32], b[32];
   const struct cluster *c = r->cluster;
   const struct config *config = r->config;
-  printf("model     %s: %s, %s parameters, %" PRId64 " layers of width %" PRId64
+  printf("model     %s: %s, %s parameters in %s%s, %" PRId64 " layers of width %" PRId64
          "; adapters: %s parameters (%.3g %%)\n",
-         r->model, r->facts->family, count((double)r->totals.base_parameters, a), r->facts->n_layers, r->facts->d_model,
+         r->model, r->facts->family, count((double)r->totals.base_parameters, a), dtype_name(r->totals.file),
+         r->assumed_dtype ? " (assumed)" : "", r->facts->n_layers, r->facts->d_model,
          count((double)r->totals.trained_parameters, b),
          100.0 * (double)r->totals.trained_parameters / (double)r->totals.base_parameters);
   printf("cluster   %s: %" PRId64 " node%s of %" PRId64 " rank%s, %s for each\n", c->name, c->nodes,
          c->nodes == 1 ? "" : "s", c->device.per_node, c->device.per_node == 1 ? "" : "s",
          bytes(r->totals.rank_memory, a));
   if (*c->device.source) printf("          rates: %s\n", c->device.source);
-  printf("job       %" PRId64 " rank%s, a step is %" PRId64 " rows of %" PRId64 " tokens; compute %s\n", r->job.ranks,
-         r->job.ranks == 1 ? "" : "s", r->job.global_batch, config->data.seq_len,
+  if (*c->note) printf("          note: %s\n", c->note);
+  printf("job       %" PRId64 " rank%s, %" PRId64 " a node, a step is %" PRId64 " rows of %" PRId64
+         " tokens; compute %s\n",
+         r->job.ranks, r->job.ranks == 1 ? "" : "s", r->job.per_node, r->job.global_batch, config->data.seq_len,
          plan_word("train.compute", config->train.compute));
 }
 
@@ -156,7 +159,10 @@ static void print_comparison(const struct plan_report *r) {
 static enum status print_command(const struct plan_report *report, const struct plan_result *r) {
   char *command;
   TRY(plan_command(report, r, &command));
-  printf("\nstart it\n  %s\n", command);
+  if (command)
+    printf("\nstart it\n  %s\n", command);
+  else
+    printf("\nit cannot be started: lorashard does not run on this cluster (launcher: none)\n");
   free(command);
   return STATUS_OK;
 }

@@ -1,12 +1,10 @@
 #include "launch/planner_report.h"
 
 #include <inttypes.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "io/schema.h"
-#include "io/yaml_tree.h"
 
 struct plan_comparison plan_compare(const struct plan_totals *totals) {
   double base = (double)totals->base_parameters, trained = (double)totals->trained_parameters;
@@ -26,99 +24,6 @@ bool plan_is_gpt3(const struct model_facts *facts) {
 
 const char *plan_word(const char *key, int value) {
   return schema_find(schema_rows, schema_n_rows, key)->choices[value];
-}
-
-/* --- the command --- */
-
-/* As one word of a shell. */
-static void put_word(FILE *out, const char *text) {
-  static const char plain[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-+./:,=@%";
-  if (*text && strspn(text, plain) == strlen(text)) {
-    fputs(text, out);
-    return;
-  }
-  fputc('\'', out);
-  for (; *text; text++) *text == '\'' ? fputs("'\\''", out) : fputc(*text, out);
-  fputc('\'', out);
-}
-
-/* --set base=PATH, the path as a YAML scalar that cannot be taken for anything else. */
-static enum status put_base(FILE *out, const char *base) {
-  char *text = NULL;
-  size_t size;
-  FILE *value = open_memstream(&text, &size);
-  if (!value) return status_set(STATUS_SYSTEM, "out of memory for a command line");
-  fputs("base=", value);
-  yaml_quote(value, base);
-  bool failed = fclose(value) != 0 || !text;
-  fputs(" --set ", out);
-  if (!failed) put_word(out, text);
-  free(text);
-  return failed ? status_set(STATUS_SYSTEM, "out of memory for a command line") : STATUS_OK;
-}
-
-/* The user's own settings, then those of the layout, which therefore win. */
-static enum status put_settings(FILE *out, const struct plan_report *report, const struct plan_result *result) {
-  const struct plan_layout *l = &result->layout;
-  for (int i = 0; i < report->n_set; i++) {
-    fputs(" --set ", out);
-    put_word(out, report->set[i]);
-  }
-  if (report->base) TRY(put_base(out, report->base));
-  fprintf(out, " --set parallel.tp=%d --set parallel.pp=%d --set parallel.sequence=%s", l->tp, l->pp,
-          l->sequence ? "true" : "false");
-  fprintf(out, " --set train.micro_batch=%" PRId64 " --set train.recompute=%s", l->micro_batch,
-          plan_word("train.recompute", l->recompute));
-  if (l->base_dtype != report->config->train.base_dtype)
-    fprintf(out, " --set train.base_dtype=%s", plan_word("train.base_dtype", l->base_dtype));
-  if (report->own_length)
-    fprintf(out, " --set train.compute=%s --set data.seq_len=%" PRId64,
-            plan_word("train.compute", report->config->train.compute), report->config->data.seq_len);
-  if (report->own_length || result->job.global_batch != report->config->train.global_batch)
-    fprintf(out, " --set train.global_batch=%" PRId64, result->job.global_batch);
-  return STATUS_OK;
-}
-
-/* Ranks of each node. The job scripts of Slurm start equally many on each. */
-static int64_t ranks_of_a_node(const struct plan_report *report, int64_t ranks) {
-  int64_t n = report->cluster->device.per_node;
-  if (n > ranks) n = ranks;
-  while (report->cluster->launcher == CLUSTER_SLURM && ranks % n != 0) n--;
-  return n;
-}
-
-enum status plan_command(const struct plan_report *report, const struct plan_result *result, char **command_p) {
-  const struct cluster_device *device = &report->cluster->device;
-  int64_t ranks = result->job.ranks, per_node = ranks_of_a_node(report, ranks);
-  int64_t nodes = (ranks + per_node - 1) / per_node;
-  const char *run = report->run ? report->run : "RUN.yaml";
-  char *text = NULL;
-  size_t size;
-  FILE *out = open_memstream(&text, &size);
-  if (!out) return status_set(STATUS_SYSTEM, "out of memory for a command line");
-  if (report->cluster->launcher == CLUSTER_SLURM) {
-    bool gpu = device->kind == CLUSTER_GPU;
-    fprintf(out, "sbatch --nodes=%" PRId64 " --ntasks-per-node=%" PRId64, nodes, per_node);
-    if (gpu) fprintf(out, " --gpus-per-node=%" PRId64, per_node);
-    if (device->cores) fprintf(out, " --cpus-per-task=%" PRId64, device->cores);
-    fprintf(out, " launch/slurm/%s.sbatch ", gpu ? "gpu" : "cpu");
-    put_word(out, run);
-    fputs(" OUTPUT", out);
-  } else {
-    if (device->cores) fprintf(out, "OMP_NUM_THREADS=%" PRId64 " ", device->cores);
-    fprintf(out, "mpirun -n %" PRId64, ranks);
-    if (nodes > 1) fprintf(out, " --hostfile HOSTS --map-by ppr:%" PRId64 ":node", per_node);
-    fprintf(out, " --bind-to none lorashard train ");
-    put_word(out, run);
-    fputs(" --set output=OUTPUT", out);
-  }
-  enum status status = put_settings(out, report, result);
-  if (fclose(out) != 0 || !text) status = status_set(STATUS_SYSTEM, "out of memory for a command line");
-  if (status == STATUS_OK)
-    *command_p = text;
-  else
-    free(text);
-  return status;
 }
 
 /* --- JSON --- */
@@ -158,10 +63,10 @@ static json_t *time_json(const struct plan_time *t) {
 static enum status result_json(const struct plan_report *report, const struct plan_result *r, json_t **object_p) {
   char *command = NULL;
   TRY(plan_command(report, r, &command));
-  *object_p = json_pack("{s:I, s:I, s:b, s:o, s:o, s:o, s:o, s:s}", "ranks", (json_int_t)r->job.ranks, "global_batch",
-                        (json_int_t)r->job.global_batch, "fits", r->fits, "layout", layout_json(&r->layout), "memory",
-                        memory_json(&r->memory), "time", time_json(&r->time), "traffic", traffic_json(&r->time),
-                        "command", command);
+  *object_p = json_pack("{s:I, s:I, s:I, s:b, s:o, s:o, s:o, s:o, s:s?}", "ranks", (json_int_t)r->job.ranks,
+                        "ranks_per_node", (json_int_t)r->job.per_node, "global_batch", (json_int_t)r->job.global_batch,
+                        "fits", r->fits, "layout", layout_json(&r->layout), "memory", memory_json(&r->memory), "time",
+                        time_json(&r->time), "traffic", traffic_json(&r->time), "command", command);
   free(command);
   return *object_p ? STATUS_OK : status_set(STATUS_USAGE, "a name or path of the plan is not UTF-8");
 }
@@ -214,8 +119,9 @@ enum status plan_report_json(const struct plan_report *report, json_t **object_p
   const struct cluster *cluster = report->cluster;
   json_t *layouts = json_array(), *sweep = NULL;
   json_t *object = json_pack(
-      "{s:s, s:s, s:I, s:I, s:I, s:I, s:f, s:f, s:i, s:o, s:o}", "model", report->model, "cluster", cluster->name,
-      "base_parameters", (json_int_t)report->totals.base_parameters, "trained_parameters",
+      "{s:s, s:s, s:b, s:s, s:s, s:I, s:I, s:I, s:I, s:f, s:f, s:i, s:o, s:o}", "model", report->model, "dtype",
+      dtype_name(report->totals.file), "dtype_assumed", report->assumed_dtype, "cluster", cluster->name, "cluster_note",
+      cluster->note, "base_parameters", (json_int_t)report->totals.base_parameters, "trained_parameters",
       (json_int_t)report->totals.trained_parameters, "seq_len", (json_int_t)report->config->data.seq_len, "ranks",
       (json_int_t)report->job.ranks, "rank_memory", report->totals.rank_memory, "peak_flops", report->totals.peak,
       "layouts_tried", report->tried, "memory_of_methods", comparison_json(report), "layouts", layouts);

@@ -16,7 +16,8 @@ struct plan_report {
   const struct model_facts *facts;
   const char *model;      /* as the user named it */
   const char *run;        /* path of the run's configuration, or NULL */
-  const char *base;       /* what train must be told to open, where the run names another base; or NULL */
+  const char *base;       /* what train must be told to open, where the run may name another base; or NULL */
+  bool assumed_dtype;     /* the type of the weights is plan's choice: the model does not say it */
   const char *const *set; /* [n_set] KEY=VALUE of the user */
   int n_set;
   bool own_length; /* --set and defaults decide data.seq_len and the batch, not a run */
@@ -43,7 +44,7 @@ bool plan_is_gpt3(const struct model_facts *facts);
 /* The word for a value of an enumerated key of the configuration: "selective". */
 const char *plan_word(const char *key, int value);
 
-/* The command that starts a layout; malloc'ed, the caller's. */
+/* The command that starts a layout; malloc'ed, the caller's. NULL where lorashard cannot run on the cluster. */
 enum status plan_command(const struct plan_report *report, const struct plan_result *result, char **command_p);
 
 /* *object_p is the caller's (json_decref). */

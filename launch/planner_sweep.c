@@ -22,10 +22,10 @@ static enum status check(const struct cluster *cluster, const struct sweep_optio
                     cluster->name, options->to);
 }
 
-static struct plan_job job_at(const struct sweep_options *options, int64_t ranks) {
+static struct plan_job job_at(const struct cluster *cluster, const struct sweep_options *options, int64_t ranks) {
   double factor = options->weak ? (double)ranks / (double)options->from : 1;
   double rows = (double)options->global_batch * factor;
-  return (struct plan_job){.ranks = ranks, .global_batch = rows < 1 ? 1 : (int64_t)rows};
+  return planner_job(cluster, ranks, rows < 1 ? 1 : (int64_t)rows);
 }
 
 /* The layout with one axis `factor` times as long, or false where that cannot be. */
@@ -43,10 +43,10 @@ static enum status grow(struct planner *planner, const struct plan_job *job, con
   return STATUS_OK;
 }
 
-static enum status run_way(struct planner *planner, const struct sweep_options *options, const struct plan_result *base,
-                           enum sweep_way way, struct sweep_line *line) {
+static enum status run_way(struct planner *planner, const struct cluster *cluster, const struct sweep_options *options,
+                           const struct plan_result *base, enum sweep_way way, struct sweep_line *line) {
   for (int64_t ranks = base->job.ranks; ranks <= options->to && line->n < SWEEP_MAX; ranks *= 2) {
-    struct plan_job job = job_at(options, ranks);
+    struct plan_job job = job_at(cluster, options, ranks);
     struct plan_result *point = &line->points[line->n];
     bool can;
     TRY(grow(planner, &job, base, way, ranks / base->job.ranks, point, &can));
@@ -65,7 +65,7 @@ enum status sweep_run(struct planner *planner, const struct cluster *cluster, co
   TRY(check(cluster, options));
   one.most = 1;
   for (int64_t ranks = options->from; ranks <= options->to && sweep->n < SWEEP_MAX; ranks *= 2) {
-    struct plan_job job = job_at(options, ranks);
+    struct plan_job job = job_at(cluster, options, ranks);
     struct plan_result *best = &sweep->best[sweep->n];
     int n, tried;
     TRY(planner_search(planner, &job, &one, best, &n, &tried));
@@ -74,6 +74,6 @@ enum status sweep_run(struct planner *planner, const struct cluster *cluster, co
     sweep->ranks[sweep->n++] = ranks;
   }
   for (int way = 0; base && way < SWEEP_WAYS; way++)
-    TRY(run_way(planner, options, base, (enum sweep_way)way, &sweep->ways[way]));
+    TRY(run_way(planner, cluster, options, base, (enum sweep_way)way, &sweep->ways[way]));
   return STATUS_OK;
 }

@@ -10,7 +10,7 @@
 #include <string.h>
 
 #include "launch/planner_internal.h"
-#include "model/prepare.h"
+#include "model/activations.h"
 
 #define WIDE 4.0 /* bytes of an f32 */
 
@@ -23,12 +23,11 @@ struct predict {
   const struct plan_job *job;
   const struct plan_layout *layout;
   const struct plan_cut *cut;
-  double M;       /* tokens of a full micro-batch */
-  double own;     /* rows of the residual stream on a rank */
-  double act;     /* bytes of an act */
-  double rate;    /* FLOP/s */
-  double stream;  /* bytes/s of the device's memory */
-  int64_t active; /* ranks of a node */
+  double M;      /* tokens of a full micro-batch */
+  double own;    /* rows of the residual stream on a rank */
+  double act;    /* bytes of an act */
+  double rate;   /* FLOP/s */
+  double stream; /* bytes/s of the device's memory */
 };
 
 /* What one stage does in one micro-batch, seconds. */
@@ -87,23 +86,17 @@ static double adapter_time(const struct predict *p, const struct plan_pairs *fro
 
 /* --- messages --- */
 
-/* How a group of n ranks that are `stride` apart is spread: ranks of it on each node. */
-static int64_t on_node(const struct predict *p, int64_t n, int64_t stride) {
-  int64_t per_node = p->active / stride;
-  return per_node < 1 ? 1 : per_node < n ? per_node : n;
-}
-
-/* `calls` collectives over n ranks, each of `bytes`. */
+/* `calls` collectives over n ranks that are `stride` apart, each of `bytes`. */
 static void add_collective(const struct predict *p, struct plan_traffic *t, enum cluster_pattern pattern, double calls,
                            double bytes, int64_t n, int64_t stride) {
   if (n < 2 || calls <= 0 || bytes <= 0) return;
-  int64_t here = on_node(p, n, stride), nodes = (n + here - 1) / here;
+  int64_t here = planner_fewest_on_node(p->job, n, stride), nodes = (n + here - 1) / here;
   double passes = pattern == CLUSTER_ALL_REDUCE ? 2 : 1;
   t->calls += calls;
   t->bytes += calls * bytes;
   t->node += calls * passes * bytes * (double)(here - 1) / (double)here;
   t->network += calls * passes * bytes / (double)here * (double)(nodes - 1) / (double)nodes;
-  t->seconds += calls * cluster_time(p->planner->cluster, pattern, bytes, n, here, p->active);
+  t->seconds += calls * cluster_time(p->planner->cluster, pattern, bytes, n, here, p->job->per_node);
 }
 
 /* A sum over tp, or with sequence parallelism half of one: a reduce-scatter. */
@@ -162,15 +155,14 @@ static void add_head(const struct predict *p, struct plan_traffic *t) {
   add_sums(p, t, 1, (double)p->facts->d_model);
 }
 
-/* Neighbouring stages are tp dp ranks apart. */
-static void add_exchange(const struct predict *p, struct plan_traffic *t, double calls) {
+/* A message between `stage` and the next one, of the rank that has it worst. */
+static void add_exchange(const struct predict *p, struct plan_traffic *t, int stage) {
   double bytes = p->own * (double)p->facts->d_model * WIDE;
-  int64_t stride = (int64_t)p->layout->tp * p->layout->dp;
-  bool same_node = stride < p->active;
-  t->calls += calls;
-  t->bytes += calls * bytes;
-  *(same_node ? &t->node : &t->network) += calls * bytes;
-  t->seconds += calls * cluster_time(p->planner->cluster, CLUSTER_POINT, bytes, 2, same_node ? 2 : 1, p->active);
+  bool same_node = planner_stages_share_node(p->job, p->layout, stage);
+  t->calls++;
+  t->bytes += bytes;
+  *(same_node ? &t->node : &t->network) += bytes;
+  t->seconds += cluster_time(p->planner->cluster, CLUSTER_POINT, bytes, 2, same_node ? 2 : 1, p->job->per_node);
 }
 
 /* --- a stage --- */
@@ -224,8 +216,8 @@ static void stage_ends(const struct predict *p, int stage, const struct span *la
     add_head(p, &s->tp);
   }
   /* Activations go on, gradients come back; each side waits for its own. */
-  if (!last) add_exchange(p, &s->pp, 1);
-  if (!first && layers->first > p->planner->first_adapted) add_exchange(p, &s->pp, 1);
+  if (!last) add_exchange(p, &s->pp, stage);
+  if (!first && layers->first > p->planner->first_adapted) add_exchange(p, &s->pp, stage - 1);
 }
 
 /* --- a step --- */
@@ -293,7 +285,6 @@ static void add_pipeline(const struct predict *p, const struct plan_stages *stag
 enum status planner_predict(struct planner *planner, const struct plan_job *job, const struct plan_layout *layout,
                             struct plan_time *time) {
   const struct plan_stages *stages;
-  int64_t per_node = planner->cluster->device.per_node;
   struct predict p = {.planner = planner, .facts = planner->facts, .job = job, .layout = layout};
   memset(time, 0, sizeof *time);
   TRY(planner_cut(planner, layout->tp, &p.cut));
@@ -303,7 +294,6 @@ enum status planner_predict(struct planner *planner, const struct plan_job *job,
   p.act = (double)dtype_bytes(planner->act, 1);
   p.rate = planner->rate.achieved;
   p.stream = planner->cluster->device.bandwidth;
-  p.active = job->ranks < per_node ? job->ranks : per_node;
   time->micro_batches = planner_micro_batches(planner, job, layout);
   add_pipeline(&p, stages, time);
   once_a_step(&p, &stages->layers[time->slowest], time);

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "dist/watchdog.h"
 #include "io/checkpoint_writer.h"
 #include "io/durable.h"
 #include "io/log.h"
@@ -48,18 +49,11 @@ static void describe_state(const struct param_list *list, const struct param *p,
 }
 
 static void fill_header(const struct job *job, struct checkpoint_header *header) {
-  const struct model_facts *facts = &job->source->facts;
   strcpy(header->method, "lora");
   snprintf(header->program_version, sizeof header->program_version, "%s", LORASHARD_VERSION);
   snprintf(header->base_fingerprint, sizeof header->base_fingerprint, "%s", job->fingerprint);
   snprintf(header->base_path, sizeof header->base_path, "%s", job->source->path);
-  snprintf(header->base_family, sizeof header->base_family, "%s", facts->family);
-  header->n_layers = facts->n_layers;
-  header->d_model = facts->d_model;
-  header->n_heads = facts->n_heads;
-  header->n_kv_heads = facts->n_kv_heads;
-  header->head_dim = facts->head_dim;
-  header->d_ffn = facts->d_ffn;
+  checkpoint_set_facts(header, &job->source->facts);
   header->seed = job->config->train.seed;
 }
 
@@ -152,7 +146,9 @@ bool saver_pending(const struct saver *saver) { return saver->phase != SAVER_IDL
 
 /* For this rank's background work. */
 static enum status wait_own(struct saver *saver) {
+  const char *task = watchdog_set_task("writes a checkpoint");
   enum status status = saver_pending(saver) && saver->writes ? checkpoint_writer_wait(saver->writer) : STATUS_OK;
+  watchdog_set_task(task);
   if (status != STATUS_OK) saver->failed = true;
   return status;
 }

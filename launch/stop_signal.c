@@ -18,6 +18,7 @@
 static volatile sig_atomic_t came;
 static struct timespec first;
 static int turn; /* of this rank, if all get the signal */
+static bool terminal;
 
 static double since_first(void) {
   struct timespec now;
@@ -41,11 +42,21 @@ static void stop_now(int number) {
   _exit(128 + number);
 }
 
+/* A step may be long: who asked shall not ask again for want of an answer. */
+static void confirm(void) {
+  static const char line[] =
+      "\nlorashard: asked to stop: the step is finished and saved first; a second signal ends it at once\n";
+  const int skip = !terminal; /* the line break ends a progress line */
+  ssize_t written = turn == 0 ? write(STDERR_FILENO, line + skip, sizeof line - 1 - (size_t)skip) : 0;
+  (void)written;
+}
+
 static void on_signal(int number) {
   int error = errno;
   if (!came) {
     clock_gettime(CLOCK_MONOTONIC, &first);
     came = 1;
+    confirm();
   } else if (since_first() > (number == SIGINT ? SAME_KEYPRESS_S : SAME_REQUEST_S)) {
     stop_now(number);
   }
@@ -56,6 +67,7 @@ void stop_signal_watch(int rank) {
   struct sigaction action;
   memset(&action, 0, sizeof action);
   turn = rank < LAST_TURN ? rank : LAST_TURN;
+  terminal = isatty(STDERR_FILENO);
   action.sa_handler = on_signal;
   action.sa_flags = SA_RESTART;
   /* One at a time: the handler looks at what the one before it noted. */

@@ -34,6 +34,8 @@ struct run {
   struct idle_check idle;
   struct run_state state;
   struct train_plan plan;
+  int lock;          /* rank 0's on the output; -1: none */
+  bool nothing_left; /* all steps were done before */
 };
 
 static double now(void) {
@@ -94,13 +96,14 @@ static enum status find_own(const struct run *run, char *path, size_t size) {
 
 /* A step directory, an output directory or a gathered file, which --overwrite is not to remove. */
 static enum status find_given(const struct run *run, const char *from, bool overwrite, char *path, size_t size) {
-  if (peft_is_folder(from))
+  bool peft = false;
+  TRY(adapter_resolve(from, path, size, &peft));
+  if (peft)
     return status_set(
         STATUS_USAGE,
         "--resume-from: %s is a PEFT adapter, which has no optimizer state to go on with: start a new run "
         "from it with lora.adapter",
         from);
-  TRY(checkpoint_resolve(from, path, size));
   if (overwrite && output_dir_holds(run->config->output, path))
     return status_set(STATUS_USAGE,
                       "--resume-from: %s lies in the output directory that --overwrite clears: give another output",
@@ -142,11 +145,6 @@ static enum status open_outputs(struct run *run) {
   return metrics_open(path, run->state.step, &run->metrics);
 }
 
-static void watchdog_bites(const char *message) {
-  status_set(STATUS_PEER, "%s", message);
-  ranks_fail(STATUS_PEER);
-}
-
 /* Has a signal come to any rank. Asked between the parts of the preparation, which may be long. */
 static enum status asked_to_stop(const struct run *run, bool *stop) {
   double asked = stop_signal_came();
@@ -155,51 +153,82 @@ static enum status asked_to_stop(const struct run *run, bool *stop) {
   return STATUS_OK;
 }
 
-/* What a run reads. *stop: it was told to stop meanwhile; nothing is done and nothing written. */
+/* Data and checkpoint, before the base: what is wrong with them shows at once. *stop: the run was told to stop
+ * meanwhile; nothing is done and nothing written. */
 static enum status read_inputs(struct run *run, const struct train_options *options, bool *stop) {
-  struct job *job = run->job;
-  TRY(asked_to_stop(run, stop)); /* while the base was read */
+  TRY(asked_to_stop(run, stop)); /* while it waited for another job */
   if (*stop) return STATUS_OK;
   TRY(open_data(run));
   run->state.rows = dataset_rows(run->data);
   snprintf(run->state.data_digest, sizeof run->state.data_digest, "%s", dataset_digest(run->data));
+  if (options->resume || options->resume_from) TRY(resume(run, options));
+  run->plan = train_plan(run->config, &run->state);
+  run->nothing_left = run->state.step >= run->plan.steps && !options->resume_from;
+  return asked_to_stop(run, stop);
+}
+
+/* The base's weights, and the buffers. */
+static enum status load(struct run *run, bool *stop) {
+  struct job *job = run->job;
+  TRY(job_load(job));
+  TRY(asked_to_stop(run, stop));
+  if (*stop) return STATUS_OK;
   int64_t tokens = run->batcher.max_tokens;
   if (run->eval_batcher.max_tokens > tokens) tokens = run->eval_batcher.max_tokens;
   int64_t n_micro =
       batcher_most_micro_batches(run->config->train.global_batch, job->mesh->n_dp, run->batcher.micro_batch);
   TRY(ranks_agree(job_prepare_model(job, tokens, true, n_micro)));
-  if (options->resume || options->resume_from) TRY(resume(run, options));
-  return asked_to_stop(run, stop);
+  return STATUS_OK;
+}
+
+/* The directory is this job's alone. A job that is started again may meet ranks of its last start that wait for ranks
+ * that are gone: they end by dist.timeout_s. */
+static enum status take_output(struct run *run, const struct train_options *options) {
+  const char *output = run->config->output;
+  TRY(output_dir_prepare(output, options->resume, options->overwrite));
+  const char *task = watchdog_set_task("waits for another job to end");
+  enum status status =
+      output_dir_lock(output, options->resume ? run->config->dist.timeout_s + 10 : 0, stop_signal_came, &run->lock);
+  watchdog_set_task(task);
+  return status;
 }
 
 static enum status prepare(struct run *run, const struct train_options *options, bool *stop) {
   struct job *job = run->job;
   const struct config *config = run->config;
   enum status status = STATUS_OK;
-  if (speaks(run)) status = output_dir_prepare(config->output, options->resume, options->overwrite);
+  if (speaks(run)) status = take_output(run, options);
   TRY(ranks_agree(status));
   TRY(read_inputs(run, options, stop));
+  if (*stop || run->nothing_left) return STATUS_OK;
+  TRY(load(run, stop));
   if (*stop) return STATUS_OK;
-  run->plan = train_plan(config, &run->state);
   /* A run is replaced only by one that can begin. */
   if (options->overwrite && speaks(run)) status = output_dir_clear(config->output);
   TRY(ranks_agree(status));
   TRY(ranks_agree(saver_create(job, config->output, (int)config->checkpoint.keep_last, &run->saver)));
   TRY(ranks_agree(open_outputs(run)));
   TRY(ranks_agree(idle_check_create(&job->adapters, &run->idle)));
-  if (speaks(run))
-    log_info("memory    %.1f MB of activations, %.1f MB of adapters with gradients and moments",
-             1e-6 * (double)job->model->acts.memory.total, 1e-6 * (double)job->adapters.params.memory_bytes);
+  log_info("memory    %.1f MB of weights, %.1f MB of activations, %.1f MB of adapters with gradients and moments",
+           1e-6 * (double)job->model->weights.memory.total, 1e-6 * (double)job->model->acts.memory.total,
+           1e-6 * (double)job->adapters.params.memory_bytes);
   ranks_hint("go on from the last checkpoint with: lorashard train CONFIG --resume");
-  /* Ranks that wait for the same one are to bark one after the other: the first ends the job. */
-  double later = 0.5 * (job->mesh->rank < 8 ? job->mesh->rank : 8);
-  return ranks_agree(watchdog_start(config->dist.timeout_s + later, watchdog_bites));
+  watchdog_set_task(NULL);
+  return STATUS_OK;
 }
 
 /* --- the loop --- */
 
+/* A checkpoint is whole. For who looks on: the run does not depend on it. */
+static void tell_progress(const struct run *run) {
+  if (speaks(run) && run_status_write(run->config->output, RUN_RUNNING, run->state.step, run->plan.steps) != STATUS_OK)
+    log_warn("%s", status_message());
+}
+
 static enum status checkpoint(struct run *run) {
+  bool pending = saver_pending(run->saver);
   TRY(saver_finish(run->saver));
+  if (pending) tell_progress(run);
   return ranks_agree(saver_begin(run->saver, &run->state));
 }
 
@@ -253,6 +282,12 @@ static enum status evaluate(struct run *run, struct metrics_step *line, bool *st
   return STATUS_OK;
 }
 
+/* A checkpoint that was being written goes a step on if all ranks have done their part. */
+static void publish(struct run *run) {
+  ranks_must(saver_advance(run->saver));
+  if (!saver_pending(run->saver)) tell_progress(run);
+}
+
 static bool due(int64_t every, int64_t step, bool last) { return last || (every > 0 && step % every == 0); }
 
 /* One step and what belongs to it; *stop when it was the last. */
@@ -271,7 +306,7 @@ static enum status advance(struct run *run, bool *stop) {
   if (!result.skipped && speaks_for_stage(run))
     ranks_must(idle_check_step(&run->idle, &run->job->adapters, run->job->device));
   record(run, &result, now() - start, &line);
-  if (saver_pending(run->saver) && !signals.writing) ranks_must(saver_advance(run->saver));
+  if (saver_pending(run->saver) && !signals.writing) publish(run);
   bool last = run->state.step >= run->plan.steps, asked = signals.stop;
   if (speaks(run)) progress_step(&run->progress, now(), run->state.step, result.loss, line.tokens_per_second);
   if (run->eval_data && !asked && due(run->config->eval.every, run->state.step, last))
@@ -289,7 +324,6 @@ static enum status advance(struct run *run, bool *stop) {
 static enum status loop(struct run *run, bool foreign) {
   bool stop = run->state.step >= run->plan.steps;
   if (foreign) TRY(checkpoint(run)); /* from here on --resume finds the run here */
-  if (stop) log_info("nothing left to do: step %" PRId64 " of %" PRId64, run->state.step, run->plan.steps);
   if (speaks(run)) progress_begin(&run->progress, stderr, run->state.step, run->plan.steps, now());
   enum status status = STATUS_OK;
   while (!stop && status == STATUS_OK) status = advance(run, &stop);
@@ -301,7 +335,7 @@ static enum status loop(struct run *run, bool foreign) {
 /* Agreed on: the end of a run that went well, or, as far as possible, of one that failed, whose message stays. */
 static enum status tell_end(const struct run *run, enum status status) {
   char message[1024];
-  bool writes = speaks(run) && run->metrics; /* else no output was written yet */
+  bool writes = speaks(run) && (run->metrics || run->nothing_left); /* else no output was written yet */
   snprintf(message, sizeof message, "%s", status_message());
   enum run_status end = status != STATUS_OK                  ? RUN_FAILED
                         : run->state.step >= run->plan.steps ? RUN_FINISHED
@@ -311,18 +345,19 @@ static enum status tell_end(const struct run *run, enum status status) {
 }
 
 enum status train_run(struct job *job, const struct train_options *options) {
-  struct run run = {.job = job, .config = job->config};
+  struct run run = {.job = job, .config = job->config, .lock = -1};
   bool stop = false;
   enum status status = prepare(&run, options, &stop);
-  if (status == STATUS_OK && !stop) {
+  if (status == STATUS_OK && !stop && run.nothing_left)
+    log_info("nothing left to do: step %" PRId64 " of %" PRId64 " is done", run.state.step, run.plan.steps);
+  else if (status == STATUS_OK && !stop)
     status = loop(&run, options->resume_from != NULL);
-    if (status == STATUS_OK)
-      log_info("saved     %s/step-%06" PRId64 " (gather it with: lorashard gather %s/step-%06" PRId64 " -o adapter.h5)",
-               job->config->output, run.state.step, job->config->output, run.state.step);
-  }
+  if (status == STATUS_OK && !stop)
+    log_info("%s %s/step-%06" PRId64 " (gather it with: lorashard gather %s/step-%06" PRId64 " -o adapter.h5)",
+             run.nothing_left ? "newest   " : "saved    ", job->config->output, run.state.step, job->config->output,
+             run.state.step);
   if (stop) log_info("stopped before the first step, as asked by a signal; start it again as before");
   if (status != STATUS_OK) saver_settle(run.saver);
-  watchdog_stop();
   status = tell_end(&run, status);
   idle_check_destroy(&run.idle);
   saver_destroy(&run.saver);
@@ -331,5 +366,6 @@ enum status train_run(struct job *job, const struct train_options *options) {
   batcher_destroy(&run.eval_batcher);
   dataset_close(&run.data);
   dataset_close(&run.eval_data);
+  output_dir_unlock(job->config->output, run.lock);
   return status;
 }

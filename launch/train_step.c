@@ -57,7 +57,8 @@ static enum status share_next(void *context, int64_t i, struct batch *batch) {
   return STATUS_OK;
 }
 
-/* Sums over all ranks in one small message. The loss is on the last stage, on each of its tp ranks. */
+/* Sums over all ranks in one small message: partial -> whole. The loss is on the last stage, on each of its tp ranks;
+ * the square is a share already (gradient_square_share). */
 static enum status exchange(const struct mesh *mesh, double *loss, double *square, struct train_signals *signals) {
   double sums[5] = {mesh->tp_rank == 0 ? *loss : 0, *square, signals->stop, signals->writing, signals->failed};
   TRY(comm_all_reduce_f64(mesh->control, sums, 5, REDUCE_SUM));

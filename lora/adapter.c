@@ -65,23 +65,23 @@ static void make_pair(const struct adapter_spec *spec, const struct param *a, co
   };
 }
 
-enum status adapters_plan(const struct mesh *mesh, const struct adapter_spec *specs, int n, struct adapters *adapters) {
+enum status adapters_list(int n_tp, const struct adapter_spec *specs, int n, struct adapters *adapters) {
   memset(adapters, 0, sizeof *adapters);
   adapters->n = n;
   adapters->specs = malloc((size_t)(n ? n : 1) * sizeof *specs);
   if (!adapters->specs) return status_set(STATUS_SYSTEM, "out of memory for %d adapters", n);
   if (n) memcpy(adapters->specs, specs, (size_t)n * sizeof *specs);
   for (int i = 0; i < n; i++) {
-    struct param a = param_a(&specs[i], mesh->n_tp), b = param_b(&specs[i], mesh->n_tp);
+    struct param a = param_a(&specs[i], n_tp), b = param_b(&specs[i], n_tp);
     TRY(param_list_add(&adapters->params, &a));
     TRY(param_list_add(&adapters->params, &b));
   }
   return STATUS_OK;
 }
 
-enum status adapters_create(struct device *device, const struct mesh *mesh, const struct adapter_spec *specs, int n,
-                            float dropout, uint64_t seed, struct adapters *adapters) {
-  TRY(adapters_plan(mesh, specs, n, adapters));
+enum status adapters_create(struct device *device, int n_tp, const struct adapter_spec *specs, int n, float dropout,
+                            uint64_t seed, struct adapters *adapters) {
+  TRY(adapters_list(n_tp, specs, n, adapters));
   adapters->pairs = calloc((size_t)(n ? n : 1), sizeof *adapters->pairs);
   if (!adapters->pairs) return status_set(STATUS_SYSTEM, "out of memory for %d adapters", n);
   TRY(param_list_allocate(&adapters->params, device));

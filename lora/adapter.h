@@ -53,13 +53,13 @@ struct adapters {
  * `specs` is copied.
  */
 
-/* The list of parameters alone, sizes and parts, without memory (lorashard plan). Of the
- * mesh only n_tp is used. Freed with adapters_destroy, in both cases. */
-enum status adapters_plan(const struct mesh *mesh, const struct adapter_spec *specs, int n, struct adapters *adapters);
+/* The list of parameters alone, sizes and parts, without memory (lorashard plan).
+ * Freed with adapters_destroy, in both cases. */
+enum status adapters_list(int n_tp, const struct adapter_spec *specs, int n, struct adapters *adapters);
 
 /* The same with memory for them, and the operands. dropout applies to all. */
-enum status adapters_create(struct device *device, const struct mesh *mesh, const struct adapter_spec *specs, int n,
-                            float dropout, uint64_t seed, struct adapters *adapters);
+enum status adapters_create(struct device *device, int n_tp, const struct adapter_spec *specs, int n, float dropout,
+                            uint64_t seed, struct adapters *adapters);
 void adapters_destroy(struct adapters *adapters, struct device *device);
 
 /* Initial values from the full sizes: the same for every layout. */

@@ -3,7 +3,9 @@
 enum status gradient_reduce(struct param_list *params, const struct mesh *mesh) {
   const struct param_bucket *stage = &params->buckets[PARAM_STAGE], *sharded = &params->buckets[PARAM_DP];
   TRY(comm_group_begin());
+  /* partial over tp and dp -> replicated */
   TRY(comm_all_reduce_f32(mesh->stage, stage->g, stage->n, REDUCE_SUM));
+  /* shard, partial over dp -> shard, replicated over dp */
   TRY(comm_all_reduce_f32(mesh->dp, sharded->g, sharded->n, REDUCE_SUM));
   return comm_group_end();
 }

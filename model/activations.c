@@ -1,8 +1,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "model/activations_internal.h"
 #include "model/exchange.h"
-#include "model/prepare.h"
 
 /* One chunk of logits: bytes of the f32 logits, rows. */
 #define CHUNK_BYTES_HOST   ((int64_t)48 << 20)
@@ -82,11 +82,9 @@ static enum status add_flowing(struct model *model, struct memory_table *table, 
 
 /* What a micro-batch keeps of the stage's layers from the lowest adapter on. */
 static enum status add_set(struct model *model, struct memory_table *table, struct activation_set *set) {
-  const struct span layers = model->shard.stage.layers;
   const int64_t M = model->acts.max_tokens, T = model->acts.own_tokens, D = model->facts.d_model;
-  for (int layer = (int)layers.first; layer < layers.first + layers.n; layer++) {
+  for (int layer = model->backward_from; layer < shard_end_layer(&model->shard); layer++) {
     struct layer_saved *s = &set->layers[layer];
-    if (layer < model->first_adapted) continue;
     TRY(add_view(table, "residual", T, D, DTYPE_F32, &s->x1));
     if (model->recompute == RECOMPUTE_FULL) continue;
     TRY(add_layer(model, table, s));
@@ -222,8 +220,7 @@ static enum status make_sets(struct model *model) {
 static int sets_of(const struct model *model, const struct prepare_options *options) {
   const struct stage *stage = &model->shard.stage;
   int64_t n = stage->n_pp - stage->pp_rank, n_micro = options->n_micro > 0 ? options->n_micro : 1;
-  bool backward = options->training && model->first_adapted < stage->layers.first + stage->layers.n;
-  return !backward ? 1 : n < n_micro ? (int)n : (int)n_micro;
+  return !options->training || !model_has_backward(model) ? 1 : n < n_micro ? (int)n : (int)n_micro;
 }
 
 enum status activations_create(struct model *model, const struct prepare_options *options) {
@@ -243,7 +240,9 @@ enum status activations_create(struct model *model, const struct prepare_options
   table->kind = "activations";
   TRY(make_sets(model));
   TRY(add_flowing(model, table, flow));
+  size_t before = table->total;
   for (int i = 0; a->training && i < a->n_sets; i++) TRY(add_set(model, table, &a->sets[i]));
+  a->kept = table->total - before;
   TRY(add_view(table, "residual", T, D, DTYPE_F32, &a->x_end));
   TRY(add_exchange(model, table));
   TRY(add_view(table, "ffn activations", M, widest, model->act, &a->hidden));

@@ -41,6 +41,11 @@ struct activation_set {
   struct batch batch; /* placed in the buffers */
 };
 
+/* Tokens of one chunk of the head's logits: the same on every tp rank, for they
+ * reduce each chunk together. Larger on a device with its own memory, which needs
+ * more rows for a product at full rate. */
+int64_t activations_chunk(int64_t n_vocab, int n_tp, bool host_memory);
+
 /* Rows of logits that are gathered over tp at a time. */
 #define GATHER_ROWS 4
 
@@ -81,6 +86,7 @@ struct activations {
   float *shares;              /* [1 + tp, GATHER_ROWS, ceil(V / tp)]: this rank's logits, all ranks' */
   void *host; /* pinned memory of the sets' host buffers and xent_host; NULL on a device with host memory */
   struct memory_table memory;
+  size_t kept; /* bytes of its arena that hold something from forward to backward */
 };
 
 #endif

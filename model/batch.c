@@ -45,15 +45,13 @@ enum status batch_place(struct device *device, struct batch_buffers *buffers, co
   struct batch_layout l = layout_of(buffers->max_tokens);
   char *host = buffers->host;
   *placed = *batch;
-  buffers->rows_host = (int32_t *)(host + l.target_rows);
-  placed->n_targets = collect_targets(batch, buffers->rows_host, (int32_t *)(host + l.targets));
+  placed->rows_host = (const int32_t *)(host + l.target_rows);
+  placed->n_targets = collect_targets(batch, (int32_t *)(host + l.target_rows), (int32_t *)(host + l.targets));
   placed->n_used = 0;
   if (batch->n_segments) {
     const struct segment *last = &batch->segments[batch->n_segments - 1];
     placed->n_used = last->q + last->n_q;
   }
-  placed->own_first = 0;
-  placed->own = batch->M;
   size_t M = (size_t)batch->M;
   stage(host + l.row_ids, batch->row_ids, M * sizeof *batch->row_ids);
   stage(host + l.segments, batch->segments, (size_t)batch->n_segments * sizeof *batch->segments);

@@ -74,6 +74,25 @@ void device_close(struct device **device_p) {
   *device_p = NULL;
 }
 
+const char *device_memory_remedy(const char *what) {
+  static const struct {
+    const char *what, *remedy;
+  } known[] = {
+      {"weights", "use a larger parallel.tp or parallel.pp, or train.base_dtype: int8 or nf4"},
+      {"activations",
+       "use a smaller train.micro_batch, shorter sequences, train.recompute, parallel.sequence, or a larger "
+       "parallel.tp"},
+      {"adapters, gradients and moments",
+       "use a smaller lora.r, fewer lora.targets, or a larger parallel.tp or "
+       "parallel.pp"},
+      {"keys and values", "use a shorter prompt, fewer new tokens, or a larger parallel.tp or parallel.pp"},
+      {"scratch", "use a smaller train.micro_batch, shorter sequences, or a larger parallel.tp"},
+  };
+  for (size_t i = 0; i < sizeof known / sizeof *known; i++)
+    if (strcmp(known[i].what, what) == 0) return known[i].remedy;
+  return "use a machine with more memory, or start fewer ranks on it";
+}
+
 enum status device_alloc(struct device *device, size_t bytes, const char *what, void **memory_p) {
   return device->functions->alloc(device, bytes, what, memory_p);
 }

@@ -43,6 +43,9 @@ struct device_backend {
   enum status (*open)(const struct device_options *options, struct device *device);
 };
 
+/* How to get along with less of what device_alloc calls `what`: the end of its message when there is no memory. */
+const char *device_memory_remedy(const char *what);
+
 enum status cpu_device_open(const struct device_options *options, struct device *device);
 
 /* The symbol and file of the CUDA plug-in. */

@@ -31,8 +31,7 @@ static unsigned attention_readers(const struct model *m) {
 
 int64_t entry_most_columns(const struct model *m) {
   int64_t most = 0;
-  const struct span layers = m->shard.stage.layers;
-  for (int layer = (int)layers.first; layer < layers.first + layers.n; layer++) {
+  for (int layer = shard_first_layer(&m->shard); layer < shard_end_layer(&m->shard); layer++) {
     int64_t attention = columns_of(m, layer, attention_readers(m));
     int64_t ffn = columns_of(m, layer, FFN_READERS);
     if (attention > most) most = attention;
@@ -196,5 +195,6 @@ enum status leave_backward(struct model *m, const struct batch *b, struct tensor
   if (dy->data == a->dx.data) return STATUS_OK;
   struct tensor_view own = tensor_view_rows(*dy, b->own_first);
   TRY(m->ops->cast(m->device, b->own, D, a->dx, own));
-  return m->sequence ? comm_all_gather(m->tp, own.data, dtype_bytes(m->act, b->own * D), dy->data) : STATUS_OK;
+  if (!m->sequence) return STATUS_OK;
+  return comm_all_gather(m->tp, own.data, dtype_bytes(m->act, b->own * D), dy->data); /* own rows -> whole */
 }

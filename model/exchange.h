@@ -40,17 +40,18 @@ size_t entry_row_bytes(const struct model *model, int64_t columns);
 enum status entry_forward(struct model *model, const struct batch *batch, const struct entry *entry,
                           struct layer_saved *s);
 
-/* Where the entry's linears put their gradient: [M, D] f32, behind each row the adapter
+/* Where the entry's linears put their gradient, partial: [M, D] f32, behind each row the adapter
  * columns u. below false: no gradient is wanted of the norm's output, the D columns
  * are absent (data NULL without adapter columns either). */
 struct tensor_view entry_gradient(const struct model *model, const struct entry *entry, bool below);
 
-/* Put u [M, r] of a module into its columns. */
+/* The module's columns = u [M, r], partial. */
 enum status entry_put_u(struct model *model, const struct batch *batch, const struct entry *entry, enum module module,
                         const float *u, bool below);
 
-/* Sum the entry's gradient over tp: partial -> *dn [own, D] f32; with sequence
- * parallelism dA += and dn += u A of the entry's adapters. */
+/* *dn [own, D] f32 = the entry's gradient, summed over tp: partial -> whole; with sequence
+ * parallelism partial -> own rows, then dA += (partial) and dn += u A of the entry's
+ * adapters. */
 enum status entry_backward(struct model *model, const struct batch *batch, const struct entry *entry, bool below,
                            struct tensor_view *dn);
 
@@ -65,7 +66,7 @@ struct tensor_view leave_from(const struct model *model, struct tensor_view out)
 enum status leave_forward(struct model *model, const struct batch *batch, struct tensor_view partial,
                           struct tensor_view out);
 
-/* acts.dx [own, D] f32 -> *dy [M, D] act, whole: what row-parallel linears take. */
+/* *dy [M, D] act, whole = acts.dx [own, D] f32: what row-parallel linears take. */
 enum status leave_backward(struct model *model, const struct batch *batch, struct tensor_view *dy);
 
 #endif

@@ -46,13 +46,13 @@ static enum status chunk_statistics(struct model *m, int64_t n, const int32_t *t
   struct activations *a = &m->acts;
   const int64_t V = m->shard.vocab.n;
   TRY(m->ops->xent_max(m->device, n, V, a->logits, max));
-  TRY(comm_all_reduce_f32(m->tp, max, n, REDUCE_MAX));
+  TRY(comm_all_reduce_f32(m->tp, max, n, REDUCE_MAX)); /* of a shard of the vocabulary -> of the whole */
   TRY(m->ops->xent_sum(m->device, n, V, a->logits, max, targets, m->shard.vocab.first, sum, sum + n));
   return comm_all_reduce_f32(m->tp, sum, 2 * n, REDUCE_SUM); /* sum and target: partial -> whole */
 }
 
-/* Gradient of the head's input for a chunk: partial, into head_dn, or with sequence parallelism to its rows of
- * `partial`. */
+/* head_dn = the gradient of the head's input for a chunk: partial. With sequence parallelism the rows of acts.partial
+ * that it belongs to = it. */
 static enum status chunk_backward(struct model *m, const struct batch *b, int64_t first, int64_t n, const float *max,
                                   const float *sum, float g) {
   struct activations *a = &m->acts;
@@ -69,7 +69,7 @@ static enum status chunk_backward(struct model *m, const struct batch *b, int64_
                               (struct tensor_view){a->partial.data, m->facts.d_model, DTYPE_F32});
 }
 
-/* From the partial gradients of the head's input rows to dx (whole). */
+/* dx = (whole) what follows from head_dn, the partial gradients of the head's input rows. */
 static enum status input_backward(struct model *m, const struct batch *b) {
   struct activations *a = &m->acts;
   const int64_t n = b->n_targets;
@@ -84,7 +84,7 @@ static enum status input_backward(struct model *m, const struct batch *b) {
   return m->ops->scatter_rows(m->device, n, D, b->target_rows, through, a->dx);
 }
 
-/* The same with sequence parallelism: sum over tp, then own rows through the norm. */
+/* The same with sequence parallelism, dx = own rows: sum acts.partial over tp, then own rows through the norm. */
 static enum status input_backward_split(struct model *m, const struct batch *b) {
   struct activations *a = &m->acts;
   const struct norm_weights *norm = &m->weights.final_norm;
@@ -123,7 +123,6 @@ enum status head_loss(struct model *m, const struct batch *b, bool backward, flo
 enum status head_collect(struct model *m, const struct batch *b, double *loss_sum, float *nll) {
   struct activations *a = &m->acts;
   const int64_t n = b->n_targets;
-  const int32_t *rows = a->sets[0].buffers.rows_host;
   double loss = 0;
   if (a->xent_host != a->xent) TRY(device_copy_out(m->device, a->xent_host, a->xent, (size_t)(3 * n) * sizeof(float)));
   for (int64_t first = 0; first < n; first += a->chunk) {
@@ -132,7 +131,7 @@ enum status head_collect(struct model *m, const struct batch *b, double *loss_su
     for (int64_t i = 0; i < now; i++) {
       double value = log((double)sum[i]) - (double)target[i];
       loss += value;
-      if (nll) nll[rows[first + i]] = (float)value;
+      if (nll) nll[b->rows_host[first + i]] = (float)value;
     }
   }
   *loss_sum += loss;
@@ -145,7 +144,7 @@ static enum status gather_vocabulary(struct model *m, int64_t n, struct tensor_v
   struct tensor_view own = {m->acts.shares, part, DTYPE_F32};
   float *all = tp == 1 ? m->acts.shares : m->acts.shares + n * part;
   TRY(m->ops->cast(m->device, n, m->shard.vocab.n, local, own));
-  if (tp > 1) TRY(comm_all_gather(m->tp, own.data, (size_t)(n * part) * sizeof *all, all));
+  if (tp > 1) TRY(comm_all_gather(m->tp, own.data, (size_t)(n * part) * sizeof *all, all)); /* shard -> whole */
   for (int64_t i = 0; i < n; i++)
     for (int64_t t = 0; t < tp && t * part < V; t++) {
       int64_t width = V - t * part < part ? V - t * part : part;

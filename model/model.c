@@ -3,8 +3,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "model/activations_internal.h"
 #include "model/position.h"
-#include "model/prepare.h"
 
 /* Bytes of the tables, 0 for those that the model does without. */
 static size_t rotary_bytes(const struct model *model) {
@@ -105,11 +105,10 @@ void model_attach(struct model *model, int layer, enum module module, const stru
 }
 
 static void plan_needs(struct model *model) {
-  const struct span layers = model->shard.stage.layers;
-  const int end = (int)(layers.first + layers.n);
-  bool below = model->adapted_below;
-  model->first_adapted = below ? (int)layers.first : end;
-  for (int layer = (int)layers.first; layer < end; layer++) {
+  const int first = shard_first_layer(&model->shard), end = shard_end_layer(&model->shard);
+  bool below = model->shard.stage.adapted_below;
+  model->backward_from = below ? first : end;
+  for (int layer = first; layer < end; layer++) {
     const struct lowrank **pair = model->pairs[layer];
     struct layer_needs *needs = &model->needs[layer];
     bool qkv = pair[MODULE_Q] || pair[MODULE_K] || pair[MODULE_V];
@@ -119,7 +118,7 @@ static void plan_needs(struct model *model) {
     needs->x2 = model->facts.parallel_residual ? below : o || needs->attn_out;
     needs->hidden = up || needs->x2;
     bool any = below || qkv || o || up || down;
-    if (any && !below) model->first_adapted = layer;
+    if (any && !below) model->backward_from = layer;
     below = any;
   }
 }
@@ -128,7 +127,6 @@ enum status model_prepare(struct model *model, const struct prepare_options *opt
   activations_destroy(model);
   model->sequence = options->sequence && model->shard.n_tp > 1;
   model->recompute = options->recompute;
-  model->adapted_below = options->adapted_below;
   plan_needs(model);
   return activations_create(model, options);
 }

@@ -54,13 +54,18 @@ struct model {
   int32_t *kv_of_head;                          /* [H_t] shard.kv_of_head, for the device */
   const struct lowrank *(*pairs)[MODULE_COUNT]; /* [L] borrowed; NULL: no adapter */
   struct layer_needs *needs;                    /* [L] */
-  int first_adapted;                            /* lowest layer that backward reaches; the stage's end if none */
-  bool dry, sequence, adapted_below;            /* as the options below say; sequence only with tp > 1 */
+  int backward_from;                            /* lowest layer that backward reaches; the stage's end if none */
+  bool dry, sequence;                           /* as the options below say; sequence only with tp > 1 */
   enum recompute recompute;
   struct activations acts;
   struct kv_cache *cache;                          /* NULL but while decoding */
   struct comm_counts graph_traffic[DEVICE_GRAPHS]; /* messages over tp that a recorded micro-batch holds */
 };
+
+/* Is there anything for backward to do on this stage? */
+static inline bool model_has_backward(const struct model *model) {
+  return model->backward_from < shard_end_layer(&model->shard);
+}
 
 struct model_options {
   enum dtype act; /* DTYPE_F32 or DTYPE_BF16 */
@@ -74,9 +79,8 @@ struct prepare_options {
   int64_t max_tokens; /* of a micro-batch */
   bool training;      /* false: forward only */
   enum recompute recompute;
-  bool sequence;      /* sequence parallelism: max_tokens, and M of every batch, are multiples of tp */
-  int64_t n_micro;    /* most micro-batches of a step; 0 counts as 1. Bounds the sets of activations of a stage */
-  bool adapted_below; /* an earlier stage has adapters: gradients flow through all of this one's layers */
+  bool sequence;   /* sequence parallelism: max_tokens, and M of every batch, are multiples of tp */
+  int64_t n_micro; /* most micro-batches of a step; 0 counts as 1. Bounds the sets of activations of a stage */
 };
 
 /* Read this rank's weights, make the position tables. `tp` and `pp` are borrowed.

@@ -63,9 +63,6 @@ struct weight {
   const float *scales;  /* int8: [n_out]; nf4: [ceil(n_out / 32), n_in / 64, 2] */
 };
 
-/* Is there such a matrix in the model? In a dry run (model/weights.h) it is there without data. */
-static inline bool weight_present(const struct weight *W) { return W->n_in > 0; }
-
 /* Dropout on an adapter's input. A mask bit is a function of (seed, step,
  * layer, module, global row, global feature) only. */
 struct lowrank_dropout {

@@ -8,9 +8,6 @@ struct step {
   const struct micro_batches *source;
   float g;
   double *loss_sum;
-  bool first, last;
-  bool backward; /* adapters lie in this stage or below: gradients come back to it */
-  bool pass_on;  /* and adapters lie below: they go on to the stage before */
 };
 
 static struct activation_set *set_of(const struct step *step, int64_t i) {
@@ -18,8 +15,12 @@ static struct activation_set *set_of(const struct step *step, int64_t i) {
 }
 
 static int64_t stream_size(const struct model *m, const struct batch *b) { return b->own * m->facts.d_model; }
+/* That of micro-batch i; 0 for -1, none. */
+static int64_t size_of(const struct step *step, int64_t i) {
+  return i < 0 ? 0 : stream_size(step->m, &set_of(step, i)->batch);
+}
 
-/* Neighbours in the pipeline, or none. */
+/* Neighbours in the pipeline, -1: none. Messages to nobody, and empty ones, are left out by comm_exchange_f32. */
 static int before(const struct model *m) { return m->shard.stage.pp_rank - 1; }
 static int behind(const struct model *m) { return shard_is_last_stage(&m->shard) ? -1 : m->shard.stage.pp_rank + 1; }
 
@@ -33,9 +34,9 @@ static enum status place(const struct step *step, int64_t i) {
 static enum status forward(const struct step *step, int64_t i) {
   struct model *m = step->m;
   struct activation_set *set = set_of(step, i);
-  TRY(stage_forward(m, &set->batch, set->layers));
-  if (!step->last) return STATUS_OK;
-  TRY(head_loss(m, &set->batch, step->backward, step->g));
+  TRY(stage_forward(m, &set->batch, set->layers, NULL));
+  if (!shard_is_last_stage(&m->shard)) return STATUS_OK;
+  TRY(head_loss(m, &set->batch, model_has_backward(m), step->g));
   return head_collect(m, &set->batch, step->loss_sum, NULL);
 }
 
@@ -47,24 +48,18 @@ static enum status backward(const struct step *step, int64_t i) {
 /* With the stage behind: the stream of micro-batch `out` to it, the gradient of `in` from it (-1: none). */
 static enum status exchange_behind(const struct step *step, int64_t out, int64_t in) {
   struct model *m = step->m;
-  if (step->last) return STATUS_OK;
-  bool sends = out >= 0, receives = in >= 0;
-  return comm_exchange_f32(m->pp, m->acts.x_end.data, sends ? stream_size(m, &set_of(step, out)->batch) : 0,
-                           sends ? behind(m) : -1, m->acts.dx.data,
-                           receives ? stream_size(m, &set_of(step, in)->batch) : 0, receives ? behind(m) : -1);
+  return comm_exchange_f32(m->pp, m->acts.x_end.data, size_of(step, out), behind(m), m->acts.dx.data, size_of(step, in),
+                           behind(m));
 }
 
 /* With the stage before: the gradient of `out` to it, the stream of `in` from it, which is placed first. */
 static enum status exchange_before(const struct step *step, int64_t out, int64_t in) {
   struct model *m = step->m;
-  bool sends = out >= 0 && step->pass_on, receives = in >= 0 && !step->first;
-  /* Placing may reuse the set of `out`. */
-  int64_t n_out = sends ? stream_size(m, &set_of(step, out)->batch) : 0;
+  /* Below the lowest adapter nobody wants it. Placing may reuse the set of `out`. */
+  int64_t n_out = m->shard.stage.adapted_below ? size_of(step, out) : 0;
   if (in >= 0) TRY(place(step, in));
-  if (step->first) return STATUS_OK;
-  struct tensor_view input = receives ? stage_input(m, set_of(step, in)->layers) : m->acts.x_end;
-  return comm_exchange_f32(m->pp, m->acts.dx.data, n_out, sends ? before(m) : -1, input.data,
-                           receives ? stream_size(m, &set_of(step, in)->batch) : 0, receives ? before(m) : -1);
+  float *input = in >= 0 ? stage_input(m, set_of(step, in)->layers).data : NULL;
+  return comm_exchange_f32(m->pp, m->acts.dx.data, n_out, before(m), input, size_of(step, in), before(m));
 }
 
 /* 1F1B: `ahead` forward passes, then one of each, then what is left of backward. Below the lowest adapter a stage
@@ -72,13 +67,14 @@ static enum status exchange_before(const struct step *step, int64_t out, int64_t
 static enum status one_forward_one_backward(const struct step *step) {
   const struct stage *stage = &step->m->shard.stage;
   const int64_t n = step->source->n, stages_behind = stage->n_pp - 1 - stage->pp_rank;
-  const int64_t ahead = step->backward && stages_behind < n ? stages_behind : n;
+  const bool has_backward = model_has_backward(step->m);
+  const int64_t ahead = has_backward && stages_behind < n ? stages_behind : n;
   for (int64_t i = 0; i < ahead; i++) {
     TRY(exchange_before(step, -1, i));
     TRY(forward(step, i));
     TRY(exchange_behind(step, i, -1));
   }
-  if (!step->backward) return STATUS_OK;
+  if (!has_backward) return STATUS_OK;
   if (ahead < n) TRY(exchange_before(step, -1, ahead));
   for (int64_t i = ahead; i < n; i++) {
     TRY(forward(step, i));
@@ -95,30 +91,17 @@ static enum status one_forward_one_backward(const struct step *step) {
 }
 
 enum status pipeline_train(struct model *m, const struct micro_batches *source, float g, double *loss_sum) {
-  const struct span layers = m->shard.stage.layers;
-  struct step step = {
-      .m = m,
-      .source = source,
-      .g = g,
-      .loss_sum = loss_sum,
-      .first = shard_is_first_stage(&m->shard),
-      .last = shard_is_last_stage(&m->shard),
-      .backward = m->first_adapted < layers.first + layers.n,
-      .pass_on = m->adapted_below,
-  };
-  return one_forward_one_backward(&step);
+  return one_forward_one_backward(&(struct step){m, source, g, loss_sum});
 }
 
 enum status pipeline_receive_input(struct model *m, const struct batch *b, struct layer_saved *layers) {
-  if (shard_is_first_stage(&m->shard)) return STATUS_OK;
   return comm_exchange_f32(m->pp, NULL, 0, -1, stage_input(m, layers).data, stream_size(m, b), before(m));
 }
 
 enum status pipeline_send_output(struct model *m, const struct batch *b) {
-  if (shard_is_last_stage(&m->shard)) return STATUS_OK;
   return comm_exchange_f32(m->pp, m->acts.x_end.data, stream_size(m, b), behind(m), NULL, 0, -1);
 }
 
 enum status pipeline_spread(struct model *m, void *data, size_t bytes) {
-  return m->shard.stage.n_pp > 1 ? comm_broadcast(m->pp, data, bytes, m->shard.stage.n_pp - 1) : STATUS_OK;
+  return comm_broadcast(m->pp, data, bytes, m->shard.stage.n_pp - 1);
 }

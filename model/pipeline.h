@@ -13,12 +13,24 @@
 
 #include "model/transformer.h"
 
+/* Who looks at the residual stream x [own, D] f32 on its way forward: called with the
+ * embeddings (layer -1, on the first stage) and with each layer's output. */
+struct onlooker {
+  enum status (*look)(void *context, struct model *model, const struct batch *placed, int layer, struct tensor_view x);
+  void *context;
+};
+
 /* One stage's part of a pass, in transformer.c. `layers` is a set's or acts.flowing. */
 struct tensor_view stage_input(struct model *model, struct layer_saved *layers); /* [T, D] f32 */
+/* set->batch = the batch in the set's buffers, and the rows of it that are this rank's. STATUS_USAGE: too many tokens
+ * for the buffers, or with sequence parallelism no multiple of tp. */
 enum status stage_place(struct model *model, const struct batch *batch, struct activation_set *set);
-/* The first stage's input is the embeddings, which it makes; the others' must be there. Output: acts.x_end. */
-enum status stage_forward(struct model *model, const struct batch *placed, struct layer_saved *layers);
-/* acts.dx: gradient of acts.x_end -> gradient of the stage's input, where adapters lie below. */
+/* The first stage's input is the embeddings, which it makes; the others' must be there. Output: acts.x_end.
+ * onlooker NULL: nobody looks. */
+enum status stage_forward(struct model *model, const struct batch *placed, struct layer_saved *layers,
+                          const struct onlooker *onlooker);
+/* acts.dx: gradient of acts.x_end -> gradient of the stage's input, where adapters lie below. The pairs' dA, dB +=,
+ * partial over tp as docs/architecture.md says. */
 enum status stage_backward(struct model *model, const struct batch *placed, struct layer_saved *layers);
 
 /* transformer_train over several stages. */

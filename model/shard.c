@@ -68,7 +68,7 @@ enum status shard_plan(const struct model_facts *facts, int n_tp, int tp_rank, s
   if (n_tp > facts->d_ffn || n_tp > facts->n_vocab)
     return status_set(STATUS_USAGE, "parallel.tp %d is more than the model's %lld FFN columns or %lld vocabulary rows",
                       n_tp, (long long)facts->d_ffn, (long long)facts->n_vocab);
-  shard->stage = (struct stage){1, 0, {0, facts->n_layers}};
+  shard->stage = (struct stage){.n_pp = 1, .layers = {0, facts->n_layers}};
   shard->n_tp = n_tp;
   shard->tp_rank = tp_rank;
   deal_heads(facts, n_tp, tp_rank, shard);
@@ -154,7 +154,7 @@ enum status shard_plan_stage(const struct model_facts *facts, int first_adapted,
   if (n_pp > facts->n_layers)
     return status_set(STATUS_USAGE, "parallel.pp %d is more than the model's %lld layers", n_pp,
                       (long long)facts->n_layers);
-  shard->stage = (struct stage){n_pp, pp_rank, {0, facts->n_layers}};
+  shard->stage = (struct stage){.n_pp = n_pp, .pp_rank = pp_rank, .layers = {0, facts->n_layers}};
   if (n_pp == 1) return STATUS_OK;
   /* Bisect the cost of the slowest stage: 60 halvings are below any difference between two splits. */
   double low = 0, high = head_cost(facts);
@@ -168,5 +168,6 @@ enum status shard_plan_stage(const struct model_facts *facts, int first_adapted,
       low = middle;
   }
   deal_layers(facts, first_adapted, n_pp, pp_rank, high, &shard->stage.layers);
+  shard->stage.adapted_below = first_adapted < shard_first_layer(shard);
   return STATUS_OK;
 }

@@ -21,6 +21,7 @@ struct span {
 struct stage {
   int n_pp, pp_rank;
   struct span layers;
+  bool adapted_below; /* an earlier stage has adapters: backward goes through all of this one's layers and on to it */
 };
 
 struct shard {
@@ -44,14 +45,19 @@ enum status shard_plan(const struct model_facts *facts, int n_tp, int tp_rank, s
 
 /* Deal the layers over n_pp stages, contiguous and so that the slowest stage is
  * as fast as can be: forward and backward of a layer and of the head count with
- * their products, layers below first_adapted without backward, the embedding with
- * nothing. shard_plan itself makes one stage of all layers. STATUS_USAGE when there
- * are more stages than layers. */
+ * their products, layers below first_adapted (the lowest adapted layer of the whole
+ * model; L if none) without backward, the embedding with nothing. shard_plan itself
+ * makes one stage of all layers. STATUS_USAGE when there are more stages than layers. */
 enum status shard_plan_stage(const struct model_facts *facts, int first_adapted, int n_pp, int pp_rank,
                              struct shard *shard);
 
+/* The stage's layers: from the first on, below the end. */
+static inline int shard_first_layer(const struct shard *shard) { return (int)shard->stage.layers.first; }
+static inline int shard_end_layer(const struct shard *shard) {
+  return (int)(shard->stage.layers.first + shard->stage.layers.n);
+}
 static inline bool shard_has_layer(const struct shard *shard, int64_t layer) {
-  return layer >= shard->stage.layers.first && layer < shard->stage.layers.first + shard->stage.layers.n;
+  return layer >= shard_first_layer(shard) && layer < shard_end_layer(shard);
 }
 static inline bool shard_is_first_stage(const struct shard *shard) { return shard->stage.pp_rank == 0; }
 static inline bool shard_is_last_stage(const struct shard *shard) {

@@ -37,37 +37,44 @@ static enum status embed(struct model *m, const struct batch *b, struct tensor_v
 
 /* --- one stage --- */
 
-static int stage_begin(const struct model *m) { return (int)m->shard.stage.layers.first; }
-static int stage_end(const struct model *m) { return (int)(m->shard.stage.layers.first + m->shard.stage.layers.n); }
-
 struct tensor_view stage_input(struct model *m, struct layer_saved *layers) {
-  return layers[stage_begin(m)].x1;
+  return layers[shard_first_layer(&m->shard)].x1;
 }
 
-enum status stage_forward(struct model *m, const struct batch *b, struct layer_saved *layers) {
-  if (shard_is_first_stage(&m->shard)) TRY(embed(m, b, stage_input(m, layers)));
-  for (int layer = stage_begin(m); layer < stage_end(m); layer++) {
-    struct tensor_view out = layer + 1 < stage_end(m) ? layers[layer + 1].x1 : m->acts.x_end;
+static enum status show(const struct onlooker *onlooker, struct model *m, const struct batch *b, int layer,
+                        struct tensor_view x) {
+  return onlooker ? onlooker->look(onlooker->context, m, b, layer, x) : STATUS_OK;
+}
+
+enum status stage_forward(struct model *m, const struct batch *b, struct layer_saved *layers,
+                          const struct onlooker *onlooker) {
+  const int end = shard_end_layer(&m->shard);
+  if (shard_is_first_stage(&m->shard)) {
+    TRY(embed(m, b, stage_input(m, layers)));
+    TRY(show(onlooker, m, b, -1, stage_input(m, layers)));
+  }
+  for (int layer = shard_first_layer(&m->shard); layer < end; layer++) {
+    struct tensor_view out = layer + 1 < end ? layers[layer + 1].x1 : m->acts.x_end;
     TRY(block_forward(m, b, layer, &layers[layer], out));
+    TRY(show(onlooker, m, b, layer, out));
   }
   return STATUS_OK;
 }
 
 enum status stage_backward(struct model *m, const struct batch *b, struct layer_saved *layers) {
-  for (int layer = stage_end(m) - 1; layer >= m->first_adapted; layer--)
+  for (int layer = shard_end_layer(&m->shard) - 1; layer >= m->backward_from; layer--)
     TRY(block_backward(m, b, layer, &layers[layer]));
   return STATUS_OK;
 }
 
 enum status stage_place(struct model *m, const struct batch *batch, struct activation_set *set) {
-  struct batch *placed = &set->batch;
-  TRY(batch_place(m->device, &set->buffers, batch, placed));
-  if (!m->sequence) return STATUS_OK;
-  if (placed->M % m->shard.n_tp != 0)
+  const int parts = m->sequence ? m->shard.n_tp : 1, part = m->sequence ? m->shard.tp_rank : 0;
+  if (batch->M % parts != 0)
     return status_set(STATUS_USAGE, "sequence parallelism: %lld tokens are no multiple of %d ranks",
-                      (long long)placed->M, m->shard.n_tp);
-  placed->own = placed->M / m->shard.n_tp;
-  placed->own_first = placed->own * m->shard.tp_rank;
+                      (long long)batch->M, parts);
+  TRY(batch_place(m->device, &set->buffers, batch, &set->batch));
+  set->batch.own = batch->M / parts;
+  set->batch.own_first = part * set->batch.own;
   return STATUS_OK;
 }
 
@@ -75,8 +82,8 @@ enum status stage_place(struct model *m, const struct batch *batch, struct activ
 
 static enum status forward_backward(struct model *m, const struct batch *b, float g) {
   struct layer_saved *layers = m->acts.sets[0].layers;
-  TRY(stage_forward(m, b, layers));
-  TRY(head_loss(m, b, m->first_adapted < stage_end(m), g));
+  TRY(stage_forward(m, b, layers, NULL));
+  TRY(head_loss(m, b, model_has_backward(m), g));
   return stage_backward(m, b, layers);
 }
 
@@ -88,7 +95,7 @@ struct graph_key {
 };
 
 static bool has_dropout(const struct model *m) {
-  for (int layer = stage_begin(m); layer < stage_end(m); layer++)
+  for (int layer = shard_first_layer(&m->shard); layer < shard_end_layer(&m->shard); layer++)
     for (int module = 0; module < MODULE_COUNT; module++)
       if (m->pairs[layer][module] && m->pairs[layer][module]->dropout.p > 0) return true;
   return false;
@@ -128,32 +135,20 @@ enum status transformer_train(struct model *m, const struct micro_batches *sourc
   return m->shard.stage.n_pp > 1 ? pipeline_train(m, source, g, loss_sum) : train_alone(m, source, g, loss_sum);
 }
 
-static enum status the_only(void *context, int64_t i, struct batch *batch) {
-  (void)i;
-  *batch = *(const struct batch *)context;
-  return STATUS_OK;
-}
-
-enum status transformer_train_one(struct model *m, const struct batch *batch, float g, double *loss_sum) {
-  struct batch copy = *batch;
-  struct micro_batches source = {1, the_only, &copy};
-  return transformer_train(m, &source, g, loss_sum);
-}
-
 /* --- forward alone, through all stages --- */
 
 /* Place the batch in the first set and run it to x_end: on return of the last stage that of the whole model. */
-static enum status forward_only(struct model *m, const struct batch *batch) {
+static enum status forward_only(struct model *m, const struct batch *batch, const struct onlooker *onlooker) {
   struct activation_set *set = &m->acts.sets[0];
   TRY(stage_place(m, batch, set));
   TRY(pipeline_receive_input(m, &set->batch, m->acts.flowing));
-  TRY(stage_forward(m, &set->batch, m->acts.flowing));
+  TRY(stage_forward(m, &set->batch, m->acts.flowing, onlooker));
   return pipeline_send_output(m, &set->batch);
 }
 
 enum status transformer_loss(struct model *m, const struct batch *batch, double *loss_sum, float *nll) {
   const struct batch *b = &m->acts.sets[0].batch;
-  TRY(forward_only(m, batch));
+  TRY(forward_only(m, batch, NULL));
   if (shard_is_last_stage(&m->shard)) {
     TRY(head_loss(m, b, false, 0));
     TRY(head_collect(m, b, loss_sum, nll));
@@ -165,38 +160,26 @@ enum status transformer_logits(struct model *m, const struct batch *b, const int
   struct batch asked = *b;
   asked.wanted = rows;
   asked.n_wanted = n;
-  TRY(forward_only(m, &asked));
+  TRY(forward_only(m, &asked, NULL));
   if (shard_is_last_stage(&m->shard)) TRY(head_logits(m, &m->acts.sets[0].batch, logits));
   for (int64_t i = 0; i < n; i++)
     TRY(pipeline_spread(m, logits + i * m->facts.n_vocab, (size_t)m->facts.n_vocab * sizeof *logits));
   return STATUS_OK;
 }
 
-static enum status look(struct model *m, int64_t n, struct tensor_view x, int layer, int *first) {
+/* *context: the first place so far. All ranks go on together, so nothing stops here. */
+static enum status look_for_not_finite(void *context, struct model *m, const struct batch *b, int layer,
+                                       struct tensor_view x) {
+  int *first = context;
   double sum;
-  TRY(m->ops->sum_squares(m->device, x.data, n, &sum));
-  if (!isfinite(sum) && layer < *first) *first = layer; /* all ranks go on together */
+  TRY(m->ops->sum_squares(m->device, x.data, b->own * m->facts.d_model, &sum));
+  if (!isfinite(sum) && layer < *first) *first = layer;
   return STATUS_OK;
 }
 
 enum status transformer_find_not_finite(struct model *m, const struct batch *batch, int *place) {
-  struct layer_saved *layers = m->acts.flowing;
-  struct activation_set *set = &m->acts.sets[0];
-  const struct batch *b = &set->batch;
-  TRY(stage_place(m, batch, set));
-  const int64_t n = b->own * m->facts.d_model;
   int first = (int)m->facts.n_layers;
-  TRY(pipeline_receive_input(m, b, layers));
-  if (shard_is_first_stage(&m->shard)) {
-    TRY(embed(m, b, stage_input(m, layers)));
-    TRY(look(m, n, stage_input(m, layers), -1, &first));
-  }
-  for (int layer = stage_begin(m); layer < stage_end(m); layer++) {
-    struct tensor_view out = layer + 1 < stage_end(m) ? layers[layer + 1].x1 : m->acts.x_end;
-    TRY(block_forward(m, b, layer, &layers[layer], out));
-    TRY(look(m, n, out, layer, &first));
-  }
-  TRY(pipeline_send_output(m, b));
+  TRY(forward_only(m, batch, &(struct onlooker){look_for_not_finite, &first}));
   *place = first;
   return STATUS_OK;
 }
@@ -211,7 +194,7 @@ enum status kv_cache_create(struct model *m, int64_t capacity, struct kv_cache *
   cache->v = calloc((size_t)L, sizeof *cache->v);
   enum status status = cache->k && cache->v ? STATUS_OK : status_set(STATUS_SYSTEM, "out of memory for the cache");
   size_t bytes = dtype_bytes(m->act, capacity * width);
-  for (int layer = stage_begin(m); layer < stage_end(m) && status == STATUS_OK; layer++) {
+  for (int layer = shard_first_layer(&m->shard); layer < shard_end_layer(&m->shard) && status == STATUS_OK; layer++) {
     cache->k[layer] = cache->v[layer] = (struct tensor_view){NULL, width, m->act};
     status = memory_add(&cache->memory, "k", bytes, &cache->k[layer].data);
     if (status == STATUS_OK) status = memory_add(&cache->memory, "v", bytes, &cache->v[layer].data);

@@ -28,9 +28,6 @@ struct micro_batches {
 enum status transformer_train(struct model *model, const struct micro_batches *micro_batches, float g,
                               double *loss_sum);
 
-/* The same for a single micro-batch. */
-enum status transformer_train_one(struct model *model, const struct batch *batch, float g, double *loss_sum);
-
 /* Forward alone: *loss_sum += as above, same bits as in training without
  * dropout. nll, if not NULL: [M] the negative log-likelihood of each position
  * that has a label (others are the last stage's), on every rank. */

@@ -305,7 +305,7 @@ static enum status plan_all(struct plan *plan) {
   TRY(find_prefix(plan));
   const struct shard *shard = plan->shard;
   if (shard_is_first_stage(shard)) TRY(want_embedding(plan));
-  for (int64_t i = 0; i < shard->stage.layers.n; i++) TRY(want_layer(plan, (int)(shard->stage.layers.first + i)));
+  for (int layer = shard_first_layer(shard); layer < shard_end_layer(shard); layer++) TRY(want_layer(plan, layer));
   return shard_is_last_stage(shard) ? want_head(plan) : STATUS_OK;
 }
 
@@ -341,7 +341,7 @@ static enum status warn_of_unread(struct tensor_source *source, const struct sha
   struct shard whole = *shard;
   struct weights weights = {0};
   struct plan plan = {.source = source, .facts = &source->facts, .shard = &whole, .weights = &weights};
-  whole.stage = (struct stage){1, 0, {0, source->facts.n_layers}};
+  whole.stage = (struct stage){.n_pp = 1, .layers = {0, source->facts.n_layers}};
   enum status status = plan_all(&plan);
   const char *first = NULL;
   int64_t n = 0;
@@ -416,12 +416,4 @@ void weights_release(struct weights *weights, struct device *device) {
   free(weights->layers);
   memory_release(&weights->memory, device);
   memset(weights, 0, sizeof *weights);
-}
-
-uint64_t weights_file_bytes(struct tensor_source *source, const struct shard *shard) {
-  struct weights weights = {0};
-  struct plan plan = {.source = source, .facts = &source->facts, .shard = shard, .weights = &weights};
-  uint64_t bytes = plan_all(&plan) == STATUS_OK ? read_list_bytes(&plan.reads) : 0;
-  plan_free(&plan);
-  return bytes;
 }

@@ -26,7 +26,7 @@ struct layer_weights {
   struct norm_weights norm1;          /* [D] before attention */
   struct norm_weights norm2;          /* [D] before the ffn; none with a shared norm */
   float *q_norm, *k_norm;             /* [E] qwen3, else NULL */
-  struct weight linear[MODULE_COUNT]; /* [out_t, in_t]; see weight_present (gate) */
+  struct weight linear[MODULE_COUNT]; /* [out_t, in_t]; n_in 0: the model has none (gate) */
   float *bias[MODULE_COUNT];          /* column-parallel [out_t], row-parallel whole [D]; NULL: none */
 };
 
@@ -72,9 +72,5 @@ enum status weights_load(struct device *device, struct tensor_source *source, co
                          const struct weights_options *options, struct weights *weights);
 
 void weights_release(struct weights *weights, struct device *device);
-
-/* Bytes of this rank's slices as they lie in the file: what a load reads. (Quantising reads more: int8 cut rows
- * twice, nf4 whole tiles.) */
-uint64_t weights_file_bytes(struct tensor_source *source, const struct shard *shard);
 
 #endif

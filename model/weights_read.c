@@ -131,8 +131,7 @@ static enum status read_turned(const struct read_item *item, struct tensor_sourc
 
 /* A vector: each run of entries is a run of columns of the one stored row. */
 static enum status read_vector(const struct read_item *item, struct tensor_source *source, int64_t first, int64_t n,
-                               char *dst, char *buffer, float *wide) {
-  (void)wide;
+                               char *dst, char *buffer) {
   enum dtype from = item->info->dtype;
   if (dtype_quantised(from))
     return status_set(STATUS_DATA, "%s: tensor '%s': a quantised vector (%s) is not supported", item->info->file,
@@ -157,7 +156,7 @@ static int64_t longest_row(const struct read_list *list) {
 /* Rows [row, row + n) of an item, as read_item describes them, to host memory. */
 static enum status read_piece(const struct read_item *item, struct tensor_source *source, int64_t row, int64_t n,
                               char *dst, char *buffer, float *wide) {
-  if (item->info->n_dims == 1) return read_vector(item, source, row, n, dst, buffer, wide);
+  if (item->info->n_dims == 1) return read_vector(item, source, row, n, dst, buffer);
   if (item->transposed) return read_turned(item, source, row, n, dst, buffer, wide);
   return read_rows(item, source, row, n, dst, buffer, wide);
 }
@@ -224,16 +223,4 @@ enum status read_list_run(const struct read_list *list, struct reader *reader) {
       status = read_item_run(item, reader->source, reader->device, reader->buffer, reader->wide);
   }
   return status;
-}
-
-uint64_t read_list_bytes(const struct read_list *list) {
-  uint64_t bytes = 0;
-  for (int i = 0; i < list->n; i++) {
-    const struct read_item *item = &list->items[i];
-    int64_t rows = row_pick_count(&item->rows);
-    bytes += item->info->n_dims == 1 || item->transposed
-                 ? dtype_bytes(item->info->dtype, rows * item->columns.n)
-                 : dtype_bytes(item->info->dtype, covering(item->info->dtype, item->columns).n) * (uint64_t)rows;
-  }
-  return bytes;
 }

@@ -82,9 +82,6 @@ enum status quantiser_open(const struct read_list *list, struct quantiser **quan
 void quantiser_close(struct quantiser **quantiser_p);
 enum status quantise_item(const struct read_item *item, struct reader *reader, enum status before);
 
-/* Bytes the reads take from the files (whole blocks where a cut falls inside one). */
-uint64_t read_list_bytes(const struct read_list *list);
-
 /* STATUS_DATA unless the tensor is [rows, cols], or a vector [n]. */
 enum status read_check_shape(const struct tensor_info *info, int64_t rows, int64_t cols);
 enum status read_check_vector(const struct tensor_info *info, int64_t n);

@@ -43,6 +43,8 @@ def predict(program, path, model, targets, dtype, ranks):
 
 def main():
     program = os.path.abspath(sys.argv[1] if len(sys.argv) > 1 else "build/lorashard")
+    if not os.access(program, os.X_OK):
+        sys.exit(f"{program}: no such program; build it, or name it: {sys.argv[0]} PROGRAM")
     print("| tokens/s | type | ranks | measured | predicted | error |\n|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "cluster.yaml")

@@ -188,6 +188,8 @@ def put_table(text):
 
 def main():
     program = os.path.abspath(sys.argv[1] if len(sys.argv) > 1 else os.path.join(ROOT, "build", "lorashard"))
+    if not os.access(program, os.X_OK):
+        sys.exit(f"{program}: no such program; build it, or name it: {sys.argv[0]} PROGRAM")
     weak, strong = sweep(program), sweep(program, "--strong")
     throughput(weak, "GPT-3 175B, rows of a step grow with the GPUs", "weak.svg", 1e8)
     throughput(strong, "GPT-3 175B, 256 rows of 2048 tokens a step", "strong.svg", 1e7)

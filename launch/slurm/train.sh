@@ -40,11 +40,13 @@ newest_step() {
 # down what it found, and how many starts before it found the same.
 starts=$output/slurm-$SLURM_JOB_ID.starts
 newest=$(newest_step)
+# The number of a step that is damaged stays the highest; `latest` is replaced with every checkpoint.
+latest=$(cat "$output/latest" 2>/dev/null)
 mode=()
 idle=0
 if [ -e "$starts" ]; then
   { read -r idle && read -r found; } <"$starts" || die 1 "$starts is not what a start left there: remove it"
-  if [ "$found" = "$newest" ]; then idle=$((idle + 1)); else idle=0; fi
+  if [ "$found" = "$latest" ]; then idle=$((idle + 1)); else idle=0; fi
   # Without a checkpoint there is only the metrics of this job's own lost steps to replace.
   mode=(--overwrite)
 fi
@@ -52,7 +54,7 @@ fi
 [ -z "$newest" ] || { mode=(--resume) && rm -f "$output/status.json"; }
 [ "$idle" -lt "${LORASHARD_IDLE_STARTS:-3}" ] ||
   die 1 "$idle starts ended without a new checkpoint: give the job more --time, or a smaller checkpoint.every"
-printf '%s\n' "$idle" "$newest" >"$starts" || die 1 "cannot write $starts"
+printf '%s\n' "$idle" "$latest" >"$starts" || die 1 "cannot write $starts"
 
 # USR1 (the time is nearly over) goes to the ranks, TERM (Slurm ends the job) to this shell too. Both let the ranks
 # finish a step and save; the shell waits for that.

@@ -72,10 +72,6 @@ static inline size_t cpu_element_bytes(enum dtype dtype) { return dtype == DTYPE
 static inline void *cpu_at(struct tensor_view x, int64_t row, int64_t column) {
   return (char *)x.data + (size_t)(row * x.ld + column) * cpu_element_bytes(x.dtype);
 }
-static inline struct tensor_view cpu_columns(struct tensor_view x, int64_t first) {
-  x.data = cpu_at(x, 0, first);
-  return x;
-}
 
 /* n contiguous elements of f32 or bf16 to f32, and back. */
 static inline void cpu_load(enum dtype dtype, const void *restrict src, int64_t n, float *restrict dst) {

@@ -63,11 +63,8 @@ static enum status cpu_alloc(struct device *device, size_t bytes, const char *wh
     memory = map_huge(block);
   }
   if (!memory) {
-    return status_set(STATUS_SYSTEM,
-                      "%s: no memory for %zu MB (%" PRIu64
-                      " MB held); use a smaller batch, shorter "
-                      "sequences or more ranks",
-                      what, bytes >> 20, device->allocated >> 20);
+    return status_set(STATUS_SYSTEM, "%s: no memory for %zu MB (%" PRIu64 " MB held); %s", what, bytes >> 20,
+                      device->allocated >> 20, device_memory_remedy(what));
   }
   device->allocations++;
   device->allocated += bytes;

@@ -30,7 +30,8 @@
 #include "io/base_model.h"
 #include "io/file_read.h"
 #include "launch/batcher.h"
-#include "model/prepare.h"
+#include "model/activations.h"
+#include "model/shard.h"
 
 enum { HUGE_PAGE = 2 << 20, CONFIG_BYTES = 1 << 24, MAX_SHAPES = 256 };
 enum method { METHOD_MATMUL, METHOD_SGEMM, METHOD_COUNT };

@@ -63,7 +63,7 @@ make_hosts() {
   ssh-keygen -q -t ed25519 -N '' -f $net/key && make_networks || return
   for n in 1 2 3 4; do make_host $n || return; done
   for n in 1 2 3 4; do
-    await 10 answers node-0$n || {
+    await 40 answers node-0$n || {
       cat $net/node-0$n/log >&2
       return 1
     }

@@ -11,8 +11,8 @@
 
 #include <cmocka.h>
 
-/* The watchdog looks five times a second. */
-#define LIMIT 0.1
+/* The watchdog looks five times a second, and a busy machine may keep this program waiting inside a collective. */
+#define LIMIT 0.5
 
 static char line[256];
 static atomic_int bites;
@@ -29,7 +29,7 @@ static void pass(double seconds) {
 }
 
 static void expect_silence(void) {
-  pass(0.8);
+  pass(1.2);
   assert_int_equal(bites, 0);
 }
 

@@ -116,6 +116,34 @@ static void test_chain(void **state) {
   expect(0, "every rank that takes part has called it, so a device or the network is stuck");
 }
 
+static void expect_busy(int rank, int busy) {
+  const struct watchdog_answers answers = {WORLD, rank, answered, places};
+  assert_int_equal(watchdog_busy(&answers), busy);
+}
+
+/* Waited for are ranks that work, unless one is missing that does not. */
+static void test_busy(void **state) {
+  (void)state;
+  const struct watchdog_answers none = {0};
+  assert_int_equal(watchdog_busy(&none), -1);
+  expect_busy(0, -1);
+  for (int r = 2; r < WORLD; r++) {
+    place(r, false, "broadcast", CONTROL, 31, 11);
+    places[r].entered[CONTROL] = 6;
+    snprintf(places[r].task, sizeof places[r].task, "reads the base");
+  }
+  expect_busy(0, 2);
+  *places[3].task = 0;
+  expect_busy(0, -1);
+  snprintf(places[3].task, sizeof places[3].task, "reads the base");
+  answered[3] = false;
+  expect_busy(0, -1);
+  /* A task of a rank that waits itself is nothing to wait for. */
+  answered[3] = true;
+  places[2].inside = places[3].inside = 1;
+  expect_busy(0, -1);
+}
+
 /* Both directions of an exchange are counted by themselves. */
 static void test_exchange(void **state) {
   (void)state;
@@ -158,6 +186,7 @@ int main(void) {
       cmocka_unit_test_setup(test_silent, everybody_waits),
       cmocka_unit_test_setup(test_missing, everybody_waits),
       cmocka_unit_test_setup(test_chain, everybody_waits),
+      cmocka_unit_test_setup(test_busy, everybody_waits),
       cmocka_unit_test_setup(test_exchange, everybody_waits),
       cmocka_unit_test_setup(test_many, everybody_waits),
   };

@@ -57,6 +57,8 @@ void world_write_stages(const struct world *w, const char *directory, int tp, in
 void world_publish_step(struct world *w, int64_t step, int tp, int keep_last);
 void world_write_whole(struct world *w, const char *path);
 
+bool world_has(const struct checkpoint *checkpoint, const char *group, const char *name);
+
 /* Everything in the file or step equals the world. */
 void world_check_content(const struct world *w, const char *path, bool with_optimizer);
 

@@ -38,7 +38,7 @@ static void check_content(const struct world *w, const char *path, enum dtype dt
   for (int i = 0; i < N_ARRAYS; i++) {
     const struct checkpoint_array *array = &w->arrays[i];
     if (!with_optimizer && strchr(array->name, '.')) {
-      assert_false(checkpoint_has(checkpoint, array->group, array->name));
+      assert_false(world_has(checkpoint, array->group, array->name));
       continue;
     }
     check_part(checkpoint, array, dtype, 0, array->rows, 0, array->cols);

@@ -106,6 +106,8 @@ static void test_refusals(void **state) {
   refused("nodes: 2", "nodes: 0", "nodes: 0 is out of range");
   refused("memory: 80e9", "memory: 80 GB", "device.memory takes a number of bytes");
   refused("reserved: 3.3e9", "reserved: 99e9", "device.reserved is no less than device.memory");
+  refused("peak: 67e12", "peak: 49e12", "device.f32.achieved 5e+13 is more than device.f32.peak 4.9e+13");
+  refused("launcher: slurm", "launcher: no", "launcher: unknown 'no'; the nearest is 'none'");
   refused("memory: 80e9", "cores: 1", "key 'cores' is here twice");
   refused("  bandwidth: 3.35e12\n", "", "device.bandwidth is missing");
   refused("all_reduce: {alpha: 20e-6, beta: 10e9}", "all_reduce: {alpha: 20e-6}", "network.all_reduce.beta is missing");

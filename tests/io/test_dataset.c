@@ -448,7 +448,8 @@ struct worker {
   char digest[33], message[256];
 };
 
-static enum status wait_for_all(void *context) {
+static enum status wait_for_all(void *context, uint64_t key) {
+  (void)key;
   pthread_barrier_wait(context);
   return STATUS_OK;
 }
@@ -462,8 +463,8 @@ static void *run_worker(void *context) {
   options.cache_dir = worker->cache_dir;
   options.worker = worker->worker;
   options.n_workers = worker->n_workers;
-  options.barrier = wait_for_all;
-  options.barrier_context = worker->barrier;
+  options.meet = wait_for_all;
+  options.meet_context = worker->barrier;
   worker->status = dataset_open(&options, &dataset);
   snprintf(worker->message, sizeof worker->message, "%s", status_message());
   if (worker->status == STATUS_OK) memcpy(worker->digest, dataset_digest(dataset), sizeof worker->digest);

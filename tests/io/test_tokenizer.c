@@ -167,21 +167,20 @@ static void test_invalid_utf8_is_replaced(void **state) {
 static void test_special_ids(void **state) {
   (void)state;
   static const struct {
-    const char *name, *bos, *eos, *pad;
+    const char *name, *bos, *eos;
     bool adds_bos;
   } rows[] = {
-      {"gpt2", "<|endoftext|>", "<|endoftext|>", NULL, false},
-      {"opt", "</s>", "</s>", "<pad>", true},
-      {"llama3", "<|begin_of_text|>", "<|eot_id|>", NULL, true},
-      {"qwen2", NULL, "<|im_end|>", "<|endoftext|>", false},
-      {"llama2", "<s>", "</s>", NULL, true},
-      {"neox", NULL, "<|endoftext|>", NULL, false},
+      {"gpt2", "<|endoftext|>", "<|endoftext|>", false},
+      {"opt", "</s>", "</s>", true},
+      {"llama3", "<|begin_of_text|>", "<|eot_id|>", true},
+      {"qwen2", NULL, "<|im_end|>", false},
+      {"llama2", "<s>", "</s>", true},
+      {"neox", NULL, "<|endoftext|>", false},
   };
   for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
     struct tokenizer *t = open_fixture(rows[i].name);
     assert_int_equal(tokenizer_bos(t), rows[i].bos ? tokenizer_find(t, rows[i].bos) : -1);
     assert_int_equal(tokenizer_eos(t), tokenizer_find(t, rows[i].eos));
-    assert_int_equal(tokenizer_pad(t), rows[i].pad ? tokenizer_find(t, rows[i].pad) : -1);
     assert_int_equal(tokenizer_adds_bos(t), rows[i].adds_bos);
     assert_true(tokenizer_is_end(t, tokenizer_eos(t)));
     assert_false(tokenizer_is_end(t, tokenizer_find(t, "a")));

@@ -236,22 +236,21 @@ static void test_which_file_decides(void **state) {
   strcpy(digest, tokenizer_digest(t));
   tokenizer_close(&t);
 
-  put("generation_config.json", "{\"eos_token_id\": [5, 3], \"bos_token_id\": 4, \"pad_token_id\": 99}");
+  put("generation_config.json", "{\"eos_token_id\": [5, 3, 99], \"bos_token_id\": 4}");
   t = open_folder();
   assert_int_equal(tokenizer_eos(t), 5);
   assert_true(tokenizer_is_end(t, 3) && tokenizer_is_end(t, 5) && !tokenizer_is_end(t, 4));
   assert_int_equal(tokenizer_bos(t), 4);
-  assert_int_equal(tokenizer_pad(t), -1); /* 99 is no token */
+  assert_false(tokenizer_is_end(t, 99)); /* is no token */
   tokenizer_close(&t);
 
-  put("special_tokens_map.json", "{\"eos_token\": \"a\", \"pad_token\": {\"content\": \"<pad>\"}}");
+  put("special_tokens_map.json", "{\"eos_token\": \"a\"}");
   put("tokenizer_config.json",
       "{\"eos_token\": {\"content\": \"</s>\"}, \"bos_token\": \"<s>\", \"add_bos_token\": true, "
       "\"chat_template\": [{\"name\": \"tool\", \"template\": \"T\"}, "
       "{\"name\": \"default\", \"template\": \"D\"}]}");
   t = open_folder();
   assert_int_equal(tokenizer_eos(t), 3);
-  assert_int_equal(tokenizer_pad(t), 5);
   assert_true(tokenizer_adds_bos(t));
   assert_string_equal(tokenizer_chat_template(t), "D");
   assert_string_not_equal(tokenizer_digest(t), digest); /* BOS is added: other ids */

@@ -1,6 +1,7 @@
 /*
  * The sequence of samples is a function of (seed, epoch, index): each row once
- * an epoch, whatever the micro-batches, replicas and restarts.
+ * an epoch, whatever the micro-batches, replicas and restarts. Packed rows are
+ * cut into their documents.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -21,30 +22,35 @@ struct rows {
   struct tokenizer *tokenizer;
   struct dataset *data;
   int64_t n;
-  int32_t ids[64][SEQ_LEN];
+  int32_t ids[64][SEQ_LEN], labels[64][SEQ_LEN];
 };
 static struct rows all;
 
-static int open_data(void **state) {
-  (void)state;
+static void open_rows(bool packing, struct dataset **data) {
   const char *const files[] = {SOURCE_DIR "/launch/data/e2e-eval.txt"};
-  assert_int_equal(tokenizer_open(FIXTURES "/stories260K", &all.tokenizer), STATUS_OK);
   struct dataset_options options = {.files = files,
                                     .n_files = 1,
                                     .format = "e2e",
                                     .chat_template = "auto",
                                     .seq_len = SEQ_LEN,
+                                    .packing = packing,
                                     .tokenizer = all.tokenizer,
                                     .n_vocab = 512,
                                     .n_workers = 1};
-  assert_int_equal(dataset_open(&options, &all.data), STATUS_OK);
+  assert_int_equal(dataset_open(&options, data), STATUS_OK);
+}
+
+static int open_data(void **state) {
+  (void)state;
+  assert_int_equal(tokenizer_open(FIXTURES "/stories260K", &all.tokenizer), STATUS_OK);
+  open_rows(false, &all.data);
   all.n = dataset_rows(all.data);
   assert_true(all.n <= 64 && all.n > 2 * GLOBAL_BATCH);
   for (int64_t row = 0; row < all.n; row++) {
-    int32_t labels[SEQ_LEN], positions[SEQ_LEN], starts[SEQ_LEN];
+    int32_t positions[SEQ_LEN], starts[SEQ_LEN];
     int n_docs;
     int64_t used;
-    dataset_row(all.data, row, all.ids[row], labels, positions, starts, &n_docs, &used);
+    dataset_row(all.data, row, all.ids[row], all.labels[row], positions, starts, &n_docs, &used);
   }
   return 0;
 }
@@ -148,11 +154,57 @@ static void test_counts(void **state) {
   batcher_destroy(&batcher);
 }
 
+/* One segment of a packed batch: a document of its own, as it stands alone in a row. Returns which. */
+static int64_t check_document(const struct batch *batch, const struct segment *segment) {
+  int64_t q = segment->q, n = segment->n_q, document = find_row(batch->ids + q, n);
+  assert_true(segment->k == segment->q && segment->n_k == segment->n_q);
+  assert_in_range(document, 0, all.n - 1);
+  /* The last target ends the document: it is no token of the next one. */
+  assert_memory_equal(batch->labels + q, all.labels[document], (size_t)n * sizeof *batch->labels);
+  for (int64_t t = 0; t < n; t++) {
+    assert_int_equal(batch->positions[q + t], t);
+    assert_int_equal(batch->row_ids[q + t], batch->row_ids[q] + t);
+  }
+  return document;
+}
+
+/* Packed rows: every document once, whole, as a segment that sees nothing of its neighbours. */
+static void test_packed_rows(void **state) {
+  (void)state;
+  enum { MICRO_BATCH = 3 };
+  int seen[64] = {0}, want[64] = {0}, n_segments = 0;
+  struct dataset *data = NULL;
+  struct batcher batcher;
+  open_rows(true, &data);
+  assert_int_equal(batcher_create(data, SEQ_LEN, MICRO_BATCH, BATCH_TOKEN_UNIT, true, SEED, &batcher), STATUS_OK);
+  int64_t rows = dataset_rows(data);
+  for (int64_t sample = 0; sample < rows; sample += MICRO_BATCH) {
+    int64_t n = rows - sample < MICRO_BATCH ? rows - sample : MICRO_BATCH, end = 0;
+    struct batch batch;
+    batcher_fill(&batcher, sample, n, sample, &batch);
+    for (int s = 0; s < batch.n_segments; s++) {
+      assert_int_equal(batch.segments[s].q, end); /* one behind the other */
+      seen[check_document(&batch, &batch.segments[s])]++;
+      end += batch.segments[s].n_q;
+    }
+    n_segments += batch.n_segments;
+    assert_int_equal(batch.M, (end + BATCH_TOKEN_UNIT - 1) / BATCH_TOKEN_UNIT * BATCH_TOKEN_UNIT);
+    for (int64_t t = end; t < batch.M; t++) assert_true(batch.labels[t] == -1 && batch.row_ids[t] == -1);
+  }
+  assert_true(rows < all.n); /* some row holds several documents */
+  assert_int_equal(n_segments, all.n);
+  for (int64_t row = 0; row < all.n; row++) want[find_row(all.ids[row], dataset_row_tokens(all.data, row))]++;
+  assert_memory_equal(seen, want, sizeof seen);
+  batcher_destroy(&batcher);
+  dataset_close(&data);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_same_sequence),
       cmocka_unit_test(test_each_row_once_an_epoch),
       cmocka_unit_test(test_counts),
+      cmocka_unit_test(test_packed_rows),
   };
   return cmocka_run_group_tests(tests, open_data, close_data);
 }

@@ -24,34 +24,46 @@ struct layout {
   struct prepare_options prepare;
 };
 
-/* Bytes of the arena of a rank's activations; `kept`: of what layers keep alone. */
-static size_t arena(struct layout layout, size_t *kept) {
+/* A rank's dry model for training, with adapters on the linears of the layers from `lowest` on. */
+static struct model *prepare(struct layout layout, int lowest) {
   struct device device = {.host_memory = true};
   const int L = (int)source->facts.n_layers;
   struct shard shard;
   struct model *model;
-  struct lowrank pair = {.r = 8};
+  static const struct lowrank pair = {.r = 8};
   assert_int_equal(shard_plan(&source->facts, layout.tp, 0, &shard), STATUS_OK);
-  assert_int_equal(shard_plan_stage(&source->facts, 0, layout.pp, layout.pp_rank, &shard), STATUS_OK);
+  assert_int_equal(shard_plan_stage(&source->facts, lowest, layout.pp, layout.pp_rank, &shard), STATUS_OK);
   const struct model_options options = {.act = DTYPE_BF16, .n_positions = 1024, .shard = &shard, .dry = true};
   assert_int_equal(model_create(&device, source, NULL, NULL, &options, &model), STATUS_OK);
-  for (int layer = 0; layer < L; layer++)
+  for (int layer = lowest; layer < L; layer++)
     for (int module = 0; module < MODULE_COUNT; module++)
       if (module != MODULE_GATE && shard_has_layer(&shard, layer))
         model_attach(model, layer, (enum module)module, &pair);
   layout.prepare.max_tokens = TOKENS;
   layout.prepare.training = true;
   assert_int_equal(model_prepare(model, &layout.prepare), STATUS_OK);
-  size_t total = model->acts.memory.total;
   assert_null(model->acts.memory.arena);
   assert_null(model->weights.memory.arena);
-  if (kept) {
-    *kept = 0;
-    for (int i = 0; i < model->acts.memory.n; i++)
-      if (strcmp(model->acts.memory.entries[i].name, "residual") == 0) *kept += model->acts.memory.entries[i].bytes;
-  }
+  return model;
+}
+
+/* Bytes of the arena of a rank's activations, all layers adapted; `stream`: of the residual streams in it. */
+static size_t arena(struct layout layout, size_t *stream) {
+  struct model *model = prepare(layout, 0);
+  const struct memory_table *table = &model->acts.memory;
+  size_t total = table->total;
+  if (stream) *stream = 0;
+  for (int i = 0; stream && i < table->n; i++)
+    if (strcmp(table->entries[i].name, "residual") == 0) *stream += table->entries[i].bytes;
   model_destroy(&model);
   return total;
+}
+
+static size_t kept(struct layout layout, int lowest) {
+  struct model *model = prepare(layout, lowest);
+  size_t bytes = model->acts.kept;
+  model_destroy(&model);
+  return bytes;
 }
 
 /* Field reports: at most 1 / tp + 10 % of one rank's. Without sequence parallelism the residual stream stays whole. */
@@ -86,9 +98,27 @@ static void test_stages_keep_what_is_under_way(void **state) {
   (void)state;
   size_t first = arena((struct layout){1, 4, 0, {.n_micro = 8}}, NULL);
   size_t short_step = arena((struct layout){1, 4, 0, {.n_micro = 2}}, NULL);
-  size_t third = arena((struct layout){1, 4, 2, {.n_micro = 8, .adapted_below = true}}, NULL);
+  size_t third = arena((struct layout){1, 4, 2, {.n_micro = 8}}, NULL);
   assert_true(first > short_step);
   assert_true(first > third);
+}
+
+/* What is kept is what adapted layers hand from forward to backward, and none of the scratch that all layers share:
+ * with full recomputation one layer's input, with none also what it makes of it. */
+static void test_kept_is_what_backward_reads(void **state) {
+  (void)state;
+  const struct model_facts *f = &source->facts;
+  const int last = (int)f->n_layers - 1;
+  const size_t input = (size_t)(TOKENS * f->d_model) * sizeof(float); /* a multiple of the alignment */
+  const size_t one = kept((struct layout){1, 1, 0, {.recompute = RECOMPUTE_FULL}}, last);
+  assert_int_equal(input % 64, 0);
+  assert_int_equal(one, input);
+  assert_int_equal(kept((struct layout){1, 1, 0, {.recompute = RECOMPUTE_FULL}}, last - 1), 2 * input);
+  assert_int_equal(kept((struct layout){2, 1, 0, {.recompute = RECOMPUTE_FULL, .sequence = true}}, last), input / 2);
+  /* Two streams, statistics of two norms, q k v, attention output and log-sum-exp, pre-activations, six adapters. */
+  const int64_t D = f->d_model, H = f->n_heads, row = 4 * (2 * D + 4 + H + 6 * 8) + 2 * (3 * D + D + f->d_ffn);
+  assert_int_equal(kept((struct layout){1, 1, 0, {0}}, last), (size_t)(TOKENS * row));
+  assert_int_equal(kept((struct layout){1, 1, 0, {0}}, last + 1), 0);
 }
 
 static int open_source(void **state) {
@@ -106,6 +136,7 @@ int main(void) {
       cmocka_unit_test(test_sequence_parallelism_cuts_memory),
       cmocka_unit_test(test_recomputation_cuts_memory),
       cmocka_unit_test(test_stages_keep_what_is_under_way),
+      cmocka_unit_test(test_kept_is_what_backward_reads),
   };
   return cmocka_run_group_tests(tests, open_source, close_source);
 }

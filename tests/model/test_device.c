@@ -138,6 +138,29 @@ static void too_much_memory_is_an_error(void **state) {
   opcheck_close(&d);
 }
 
+/* What helps against a lack of memory depends on what it was for. */
+static void lack_of_memory_has_its_own_remedy(void **state) {
+  (void)state;
+  struct device *d = opcheck_device(1);
+  static const struct {
+    const char *what, *says, *does_not_say;
+  } cases[] = {
+      {"weights", "parallel.pp, or train.base_dtype: int8 or nf4", "micro_batch"},
+      {"activations", "train.micro_batch, shorter sequences, train.recompute, parallel.sequence", "base_dtype"},
+      {"adapters, gradients and moments", "lora.r", "micro_batch"},
+      {"keys and values", "shorter prompt", "micro_batch"},
+      {"scratch", "train.micro_batch", "base_dtype"},
+      {"a test", "fewer ranks", "parallel.tp"},
+  };
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+    void *memory = NULL;
+    assert_int_not_equal(device_alloc(d, (size_t)1 << 60, cases[i].what, &memory), STATUS_OK);
+    assert_non_null(strstr(status_message(), cases[i].says));
+    assert_null(strstr(status_message(), cases[i].does_not_say));
+  }
+  opcheck_close(&d);
+}
+
 /* --- copies --------------------------------------------------------------------- */
 
 /* Around a staging buffer, and more than two of them. */
@@ -371,6 +394,7 @@ int main(void) {
       cmocka_unit_test(refuses),
       cmocka_unit_test(memory_is_zeroed_aligned_and_counted),
       cmocka_unit_test(too_much_memory_is_an_error),
+      cmocka_unit_test(lack_of_memory_has_its_own_remedy),
       cmocka_unit_test(copies_in_out_and_zeroes),
       cmocka_unit_test(stages_in_turns),
       cmocka_unit_test(one_queue),

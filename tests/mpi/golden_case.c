@@ -132,14 +132,13 @@ static void fill(const struct golden_case *golden, const struct param_list *list
 
 /* This rank's part, its stage by the lowest layer of the case's adapters. */
 static struct shard plan_shard(const struct golden_case *golden, const struct mesh *mesh,
-                               const struct model_facts *facts, bool *adapted_below) {
+                               const struct model_facts *facts) {
   struct shard shard;
   int first = (int)facts->n_layers;
   for (int i = 0; i < golden->n_modules; i++)
     if (golden->modules[i].layer < first) first = golden->modules[i].layer;
   golden_must(shard_plan(facts, mesh->n_tp, mesh->tp_rank, &shard));
   golden_must(shard_plan_stage(facts, first, mesh->n_pp, mesh->pp_rank, &shard));
-  *adapted_below = first < shard.stage.layers.first;
   return shard;
 }
 
@@ -157,7 +156,7 @@ void golden_model_open_as(const struct golden_case *golden, struct mesh *mesh, e
   m->mesh = mesh;
   m->device = golden_device();
   golden_must(base_model_open(golden->folder, &m->source));
-  struct shard shard = plan_shard(golden, mesh, &m->source->facts, &prepare.adapted_below);
+  struct shard shard = plan_shard(golden, mesh, &m->source->facts);
   struct model_options options = {.act = act, .n_positions = golden->seq_len, .shard = &shard};
   golden_must(model_create(m->device, m->source, mesh->tp, mesh->pp, &options, &m->model));
   for (int i = 0; i < golden->n_modules; i++) {
@@ -169,7 +168,7 @@ void golden_model_open_as(const struct golden_case *golden, struct mesh *mesh, e
       specs[n++] = spec_for(m, golden, module, (enum module)(which < 0 ? part : which));
     }
   }
-  golden_must(adapters_create(m->device, mesh, specs, n, 0, 1, &m->adapters));
+  golden_must(adapters_create(m->device, mesh->n_tp, specs, n, 0, 1, &m->adapters));
   golden_must(param_list_fetch(&m->adapters.params, m->device));
   for (int i = 0; i < n; i++) {
     int64_t offset = strcmp(names[i], "fused") == 0 ? (int64_t)specs[i].module * specs[i].out : 0;
@@ -205,4 +204,16 @@ struct batch golden_batch(struct golden_case *golden, int64_t first, int64_t n) 
                         .segments = golden->segments,
                         .n_segments = (int)n,
                         .training = true};
+}
+
+static enum status the_only(void *context, int64_t i, struct batch *batch) {
+  (void)i;
+  *batch = *(const struct batch *)context;
+  return STATUS_OK;
+}
+
+void golden_train_one(struct golden_model *m, const struct batch *batch, float g, double *loss_sum) {
+  struct batch copy = *batch;
+  const struct micro_batches source = {1, the_only, &copy};
+  golden_must(transformer_train(m->model, &source, g, loss_sum));
 }

@@ -66,6 +66,9 @@ void golden_fetch(struct golden_model *m);
 /* Rows [first, first + n) as one batch, one document a row. */
 struct batch golden_batch(struct golden_case *golden, int64_t first, int64_t n);
 
+/* transformer_train of a single micro-batch. */
+void golden_train_one(struct golden_model *m, const struct batch *batch, float g, double *loss_sum);
+
 /* Fail the job with a message unless ok. */
 void golden_check(bool ok, const char *format, ...) __attribute__((format(printf, 2, 3)));
 void golden_must(enum status status);

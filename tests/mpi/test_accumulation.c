@@ -39,7 +39,7 @@ static double train(struct golden_model *m, int64_t first, int64_t count, int64_
     int64_t n = count - i < micro_batch ? count - i : micro_batch;
     document_batch_fill(&batch_memory, &documents[first + i], (int)n, unit);
     batch_memory.batch.step = 7;
-    golden_must(transformer_train_one(m->model, &batch_memory.batch, g, &loss));
+    golden_train_one(m, &batch_memory.batch, g, &loss);
   }
   return loss;
 }
@@ -66,7 +66,7 @@ static void check_no_target(const char *name, struct golden_model *m) {
   document_fill(&mute, 9, m->model->facts.n_vocab, 20, true);
   document_batch_fill(&batch_memory, &mute, 1, 1);
   golden_must(param_list_zero_gradients(&m->adapters.params, m->device));
-  golden_must(transformer_train_one(m->model, &batch_memory.batch, 1, &loss));
+  golden_train_one(m, &batch_memory.batch, 1, &loss);
   golden_must(gradient_reduce(&m->adapters.params, m->mesh));
   golden_check(loss == 0, "%s: a batch without targets has loss %g", name, loss);
   golden_check(golden_norm(m) == 0, "%s: a batch without targets has gradient norm %g", name, golden_norm(m));

@@ -155,6 +155,7 @@ static void run(const struct setting *setting, int n_tp) {
   uint64_t allocations = 0;
   configure(setting, n_tp, &config);
   golden_must(job_open(&config, &options, &job));
+  golden_must(job_load(&job));
   golden_must(evaluate_open_data(&job, &config.data.train, NULL, &data));
   golden_must(batcher_create(data, config.data.seq_len, config.train.micro_batch, BATCH_TOKEN_UNIT, true,
                              config.train.seed, &batcher));

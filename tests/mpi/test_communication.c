@@ -93,7 +93,7 @@ static void check_micro_batch(const char *name, const struct targets *targets, s
   struct comm_counts want = forward_counts(m->model, batch);
   expect(name, targets, "forward", m->mesh->tp, want);
   comm_reset_counts(m->mesh->tp);
-  golden_must(transformer_train_one(m->model, batch, 1e-3f, &loss));
+  golden_train_one(m, batch, 1e-3f, &loss);
   struct comm_counts backward = backward_counts(m->model, batch, targets);
   want.calls += backward.calls;
   want.bytes += backward.bytes;

@@ -141,7 +141,7 @@ static void configure(const char *output, struct config *config) {
 static float number_at(const struct param *p, int array, int64_t i) {
   int layer = atoi(p->group_name + strlen("layers/"));
   uint32_t which = (uint32_t)(p->name[0] == 'B') << 1 | (strrchr(p->group_name, '/')[1] == 'v');
-  return rng_to_float(rng_u32(7, RNG_SYNTHETIC, which, (uint32_t)layer, (uint32_t)array, (uint64_t)i)) - 0.5f;
+  return (float)(rng_uniform(7, RNG_SYNTHETIC, which, (uint32_t)layer, (uint32_t)array, (uint64_t)i) - 0.5);
 }
 
 /* Fill this rank's parts, or count what is different. */

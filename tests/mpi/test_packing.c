@@ -42,9 +42,9 @@ static void check_sums(const char *name, struct golden_model *m, struct golden_m
   golden_check(fabs(padded - single) <= LOSS_TOLERANCE * single,
                "%s: loss of the padded pack %.9g, of the documents %.9g", name, padded, single);
   golden_must(param_list_zero_gradients(&m->adapters.params, m->device));
-  golden_must(transformer_train_one(m->model, pack(documents, N, 64), 0.01f, &loss));
+  golden_train_one(m, pack(documents, N, 64), 0.01f, &loss);
   golden_must(param_list_zero_gradients(&sum->adapters.params, m->device));
-  for (int i = 0; i < N; i++) golden_must(transformer_train_one(sum->model, pack(&documents[i], 1, 1), 0.01f, &loss));
+  for (int i = 0; i < N; i++) golden_train_one(sum, pack(&documents[i], 1, 1), 0.01f, &loss);
   golden_check(fabs(loss - 2 * single) <= 2 * LOSS_TOLERANCE * single, "%s: loss in training %.9g, otherwise %.9g",
                name, loss / 2, single);
 }

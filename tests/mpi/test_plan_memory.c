@@ -90,10 +90,11 @@ static size_t run_case(const struct planned *one) {
   configure(one, &config);
   const struct job_options options = {.fresh_adapters = true, .no_text = true};
   golden_must(job_open(&config, &options, &job));
+  golden_must(job_load(&job));
   prepare(&job, &config);
   struct cluster cluster = make_cluster(&job);
   golden_must(planner_create(&config, &cluster, job.source, &planner));
-  const struct plan_job size = {.ranks = job.mesh->world, .global_batch = config.train.global_batch};
+  const struct plan_job size = planner_job(&cluster, job.mesh->world, config.train.global_batch);
   const struct plan_layout layout = planner_configured(planner, size.ranks);
   golden_must(planner_check(planner, &size, &layout));
   golden_must(planner_rank_memory(planner, &size, &layout, job.mesh->tp_rank, job.mesh->pp_rank, &memory));

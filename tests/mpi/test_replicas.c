@@ -1,8 +1,9 @@
 /* ranks: 1 2 3 4 */
 /*
  * Copies that should be equal are equal to the bit on every rank after each of
- * five steps, also with replicated KV heads (2 KV heads at tp 4); the norm that
- * clipping sees and the adapters it leaves are those of one rank alone.
+ * five steps, also with replicated KV heads (2 KV heads at tp 4) and with sequence
+ * parallelism, whose ranks have other tokens; the norm that clipping sees and the
+ * adapters it leaves are those of one rank alone.
  */
 #include <math.h>
 #include <stdio.h>
@@ -74,7 +75,7 @@ static int64_t parameters(const struct param_list *list) {
   return n;
 }
 
-static void run_case(const char *name, struct mesh *mesh, struct mesh *alone) {
+static void run_case(const char *name, struct mesh *mesh, struct mesh *alone, bool sequence) {
   struct golden_case golden;
   struct golden_model m, reference;
   double clip_norm = 0;
@@ -85,7 +86,8 @@ static void run_case(const char *name, struct mesh *mesh, struct mesh *alone) {
     golden_close(&golden);
     return;
   }
-  golden_model_open(&golden, mesh, DTYPE_F32, &m);
+  const struct prepare_options how = {.n_micro = golden.rows, .sequence = sequence};
+  golden_model_open_as(&golden, mesh, DTYPE_F32, &how, &m);
   golden_check(parameters(&m.adapters.params) == parameters(&reference.adapters.params),
                "%s: the number of trainable parameters depends on the layout", name);
   for (int step = 1; step <= test_steps(STEPS); step++) {
@@ -114,12 +116,14 @@ int main(void) {
     struct mesh *mesh;
     if (world % tp) continue;
     mesh = golden_mesh(tp);
-    n_run = 0;
-    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) run_case(cases[i], mesh, alone);
-    golden_check(n_run > 0, "nothing ran");
-    if (rank == 0)
-      printf("tp %d dp %d: %d cases, copies equal; worst norm %.2g, weight %.2g\n", mesh->n_tp, mesh->n_dp, n_run,
-             worst_norm, worst_weight);
+    for (int sequence = 0; sequence <= (tp > 1); sequence++) {
+      n_run = 0;
+      for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) run_case(cases[i], mesh, alone, sequence);
+      golden_check(n_run > 0, "nothing ran");
+      if (rank == 0)
+        printf("tp %d%s dp %d: %d cases, copies equal; worst norm %.2g, weight %.2g\n", mesh->n_tp,
+               sequence ? " with sequence" : "", mesh->n_dp, n_run, worst_norm, worst_weight);
+    }
     golden_mesh_close(&mesh);
   }
   golden_mesh_close(&alone);

@@ -88,7 +88,7 @@ static struct comm_counts backward_counts(const struct model *model, const struc
   unsigned masks[2];
   entries(f, masks);
   add(&counts, 1, M * D); /* head */
-  for (int layer = (int)f->n_layers - 1; layer >= model->first_adapted; layer--) {
+  for (int layer = (int)f->n_layers - 1; layer >= model->backward_from; layer--) {
     const struct layer_needs *needs = &model->needs[layer];
     int64_t attention = columns(model, layer, masks[0]), ffn = f->shared_norm ? 0 : columns(model, layer, masks[1]);
     add(&counts, f->parallel_residual || !needs->x2 ? 1 : 2, own * D); /* dy, for each sublayer */
@@ -113,7 +113,7 @@ static void check_counts(const char *label, struct golden_case *golden, struct g
   struct comm_counts want = forward_counts(m->model, &batch);
   expect(label, m->mesh->tp, want);
   comm_reset_counts(m->mesh->tp);
-  golden_must(transformer_train_one(m->model, &batch, 1e-3f, &loss));
+  golden_train_one(m, &batch, 1e-3f, &loss);
   struct comm_counts backward = backward_counts(m->model, &batch);
   want.calls += backward.calls;
   want.bytes += backward.bytes;

@@ -14,7 +14,8 @@
 #include "dist/watchdog.h"
 #include "golden_case.h"
 
-#define LIMIT 0.5
+/* Far more than a busy machine keeps a rank waiting that is not to be late. */
+#define LIMIT 2.0
 
 static char signal_file[64]; /* is there once a rank has spoken */
 static char line[1024];

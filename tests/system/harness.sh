@@ -33,7 +33,7 @@ launch() { launch=(${1+$MPIRUN -n "$1"}); }
 
 # run ARGUMENTS...: the program's outputs go to `out` and `err`, its exit code to $code.
 run() {
-  timeout 60 ${launch[@]+"${launch[@]}"} "$LORASHARD" "$@" >out 2>err </dev/null
+  timeout 180 ${launch[@]+"${launch[@]}"} "$LORASHARD" "$@" >out 2>err </dev/null
   code=$?
   checks=$((checks + 1))
 }

@@ -119,9 +119,14 @@ train_refused 2 'folder.gguf: no config.json' --set base=folder.gguf
 
 copy && rm base/tokenizer*
 train_refused 2 'the base has no tokenizer; use .bin' --set base=base
+train_refused 2 'synthetic:gpt2: a synthetic base has no tokenizer; give it .bin data' --set base=synthetic:gpt2
 refused 2 'base has no tokenizer' tokenize --base base
 refused 2 'base has no tokenizer, which generate needs' generate --base base --prompt x
 megatron tokens '1 403 407 261 378 432 383' '1 2' '1 286 261 376 298'
+launch=(bash -c 'ulimit -v 16000000 && exec "$@"' limited)
+train_refused 1 'weights: no memory for [0-9]+ MB .*; use a larger parallel.tp or parallel.pp, or train.base_dtype' \
+  --set base=synthetic:gpt3-175b --set data.train=tokens.bin --set lora.r=1 --set lora.targets=q
+launch
 works 'saved ' train job.yaml --set base=base --set data.train=tokens.bin
 rm -r run
 works '"logprobs": \[null, -' score --base base --ids '1 403 407'
@@ -262,7 +267,9 @@ evaluate=(eval --base "$stories" --data "$FIXTURES/data/alpaca.jsonl")
 refused 2 'a.h5: exists; name another file or give --overwrite' gather run -o a.h5
 refused 2 'gather needs -o' gather run
 refused 2 'empty: neither a step directory nor an adapter' gather empty -o b.h5
-refused 2 'absent: no such adapter; name' gather absent -o b.h5
+refused 2 "absent: no such adapter; name a step directory, a run's output directory or an adapter.h5$" gather absent -o b.h5
+refused 1 'job.yaml: not an HDF5 file; name a step directory' gather job.yaml -o b.h5
+refused 2 'llama: a PEFT folder has nothing to gather; name a step directory' gather "$FIXTURES/peft/llama" -o b.h5
 refused 1 '/nonexistent/b.h5.*: cannot create' gather run -o /nonexistent/b.h5
 refused 2 'absent.h5: no such adapter; name' "${evaluate[@]}" --adapter absent.h5
 refused 1 'job.yaml: not an HDF5 file; name' "${evaluate[@]}" --adapter job.yaml
@@ -324,6 +331,7 @@ refused 2 'the base has no chat template; choose one' generate --base "$stories"
 refused 2 'give --base BASE' tokenize
 refused 2 'absent: no such file or folder' inspect absent
 refused 2 'job.yaml: neither safetensors nor GGUF nor HDF5' inspect job.yaml
+refused 2 'gpt3-175: no built-in model .*did you mean gpt3-175b' inspect synthetic:gpt3-175
 refused 2 'empty: neither a model .* nor a run with a whole step' inspect empty
 refused 2 'merge needs --base, --adapter and -o' merge --base "$stories"
 refused 2 '--dtype f8: must be' merge --base "$stories" --adapter a.h5 -o merged --dtype f8

@@ -86,13 +86,15 @@ status_is finished 14 14
 
 # start COMMAND...: in the background, $job
 start() {
-  timeout 60 "${launch[@]+"${launch[@]}"}" bash -c 'echo $$ >pid.${OMPI_COMM_WORLD_RANK:-0}; exec "$@"' - \
+  rm -f pid.*
+  : >err # what is looked for there is this run's
+  timeout 200 "${launch[@]+"${launch[@]}"}" bash -c 'echo $$ >pid.${OMPI_COMM_WORLD_RANK:-0}; exec "$@"' - \
     "$LORASHARD" train job.yaml "$@" >out 2>err </dev/null &
   job=$!
 }
 until_said() { # PATTERN FILE
   local n
-  for ((n = 0; n < 3000; n++)); do
+  for ((n = 0; n < 6000; n++)); do
     grep -q "$1" "$2" 2>/dev/null && return
     sleep 0.01
   done
@@ -105,7 +107,7 @@ ended() { # CODE WHAT
   [ $code -eq "$1" ] || fault "$2: exit code $code, not $1: $(said)"
 }
 long=(--overwrite --set train.steps=100000 --set checkpoint.every=0)
-rm -f pid.*
+rm run/metrics.jsonl
 start "${long[@]}"
 until_said '"step":3,' run/metrics.jsonl
 kill -TERM "$(cat pid.0)" && kill -TERM "$(cat pid.0)" # as timeout(1) does it: one request
@@ -114,24 +116,29 @@ at=$(sed -n 's/.*stopping at step \([0-9]*\).*/\1/p' err)
 status_is stopped "$at" 100000
 # While the data is read: nothing to save, nothing begun.
 for ((i = 0; i < 20000; i++)); do echo "Once upon a time there was a little girl number $i who liked to read."; done >long.txt
-rm -rf other
-start --set output=other --set data.train=long.txt
-until_said 'lorashard: adapters' err
-kill -USR1 "$(cat pid.0)"
-ended 0 'SIGUSR1 while the data is read'
+# It takes a second or less: once more if the signal came too late.
+for _ in 1 2 3; do
+  rm -rf other
+  start --set output=other --set data.train=long.txt
+  until_said 'lorashard: adapters' err
+  kill -USR1 "$(cat pid.0)"
+  ended 0 'SIGUSR1 while the data is read'
+  grep -q 'stopping at step\|saved ' err || break
+done
 grep -q 'stopped before the first step, as asked by a signal; start it again as before' err || fault "not said: $(said)"
 [ ! -e other/config.yaml ] || fault 'a run that was stopped before its first step has begun'
 
-# A second signal, within a step that lasts a minute: the end, one line, whoever gets it.
-slow=(--overwrite --set train.global_batch=30000 --set train.micro_batch=64)
+# A second signal, within a step that lasts minutes: the end, one line, whoever gets it. Those that come soon after the
+# first one are the same request, so that it is enough to send some until the job is gone.
+slow=(--overwrite --set train.global_batch=100000 --set train.micro_batch=64)
 at_once() { # SIGNAL CODE WHAT RANK...
-  rm -f pid.*
   start "${slow[@]}" "${layout[@]+"${layout[@]}"}"
   until_said 'lorashard: memory' err
-  local rank number
-  for number in 1 2; do
-    for rank in "${@:4}"; do kill "-$1" "$(cat "pid.$rank")"; done
-    [ $number -eq 2 ] || sleep "$([ "$1" = INT ] && echo 1.3 || echo 3.3)"
+  local rank n
+  for ((n = 0; n < 150; n++)); do
+    for rank in "${@:4}"; do kill "-$1" "$(cat "pid.$rank")" 2>/dev/null; done
+    sleep 0.4
+    kill -0 $job 2>/dev/null || break
   done
   ended "$2" "$3"
   [ "$(grep -c 'lorashard: error: ' err)" -eq 1 ] || fault "$3: not one line: $(said)"

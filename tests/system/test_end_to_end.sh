@@ -127,10 +127,22 @@ looks "$stories" '^family  *llama' '"kind": "model"'
 looks merged '^family  *llama' '"kind": "model"'
 looks "$FIXTURES/stories260K-q.gguf" '^family  *llama' '"format": "gguf"'
 looks "$stories/model.safetensors" '^F32  *47 tensors' '"kind": "tensors"'
+looks synthetic:gpt3-175b '^layers  *96$' '"parameters": 174604259328'
 looks run.h5 '^modules  *34' '"n_modules": 34'
 looks run/step-000030 '^step  *30' '"n_modules": 34'
 looks run '^step  *30' '"n_modules": 34'
 looks peft '^modules  *34' '"kind": "adapter"'
+
+# --- the script of docs/files.md that makes data for synthetic bases ---
+
+if command -v python3 >/dev/null; then
+  sed -n '/^```python$/,/^```$/p' "$SOURCE_DIR/docs/files.md" | sed '/^```$/q' | grep -v '^```' >random_ids.py
+  python3 random_ids.py || fault "the script of docs/files.md failed"
+  # Random ids have nothing to learn: the loss begins at ln(50257) = 10.8 and what random logits add.
+  works 'step 1/1  loss 1[01]\.' train /dev/null --set base=synthetic:gpt2,layers=1 --set data.train=tokens.bin \
+    --set data.seq_len=16 --set train.steps=1 --set train.global_batch=1 --set output=made-up
+  grep -q '64 documents' err || fault "not the 64 documents of the script: $(said)"
+fi
 
 # --- messages and plain text, in the other layout ---
 
@@ -149,6 +161,35 @@ for kind in "$FIXTURES/data/messages.jsonl" plain.txt; do
   works 'step 12' gather other -o other.h5 --overwrite
   same 1e-6 "$kind" "$(loss_of --base "$stories" --adapter other.h5 --data "$kind" --set data.seq_len=192 --set data.chat_template=llama2)" "$seen"
 done
+
+# A turn of generate --chat has the ids that training sees: both are those of this text.
+turn=$'<|user|>\nWhat does the cat say?</s>\n<|assistant|>\n'
+draw=(generate --base "$stories" --max-tokens 40 --ids --temperature 0.9 --seed 7)
+works '[0-9]' "${draw[@]}" --prompt "$turn"
+cp out drawn
+works '[0-9]' "${draw[@]}" --chat --set data.chat_template=zephyr --prompt 'What does the cat say?'
+cmp -s out drawn || fault "generate --chat continues another prompt: $(cat out), not $(cat drawn)"
+cat >chat.jsonl <<'EOF'
+{"messages": [{"role": "user", "content": "What does the cat say?"}, {"role": "assistant", "content": "The cat says meow."}]}
+EOF
+before=$(loss_of --base "$stories" --data chat.jsonl --set data.seq_len=64 --set data.chat_template=zephyr)
+ids=$(printf %s "${turn}The cat says meow.</s>" | "$LORASHARD" tokenize --base "$stories")
+targets=$(($(wc -w <<<"$ids") - $(printf %s "$turn" | "$LORASHARD" tokenize --base "$stories" | wc -w)))
+[ "$(field out targets)" = $targets ] || fault "a chat has $(field out targets) targets, its text $targets"
+works '"logprobs": \[null, -' score --base "$stories" --ids "$ids"
+same 1e-6 'loss of a chat and of its text' "$before" "$(grep -o 'null.*' out | tr -d '],}' | tr ' ' '\n' | tail -$targets |
+  awk '{ sum -= $1 } END { printf "%.9g", sum / NR }')"
+
+# --- documents of a row do not see each other ---
+
+cat >short.jsonl <<'EOF'
+{"text": "Once upon a time there was a cat."}
+{"text": "The dog ran to the park."}
+{"text": "Lily had a red ball, and she liked it a lot."}
+{"text": "They all played until it was dark, and then they went home to sleep."}
+EOF
+same 1e-6 'packed and single documents' "$(loss_of --base "$stories" --data short.jsonl --set data.seq_len=128 --set data.packing=true)" \
+  "$(loss_of --base "$stories" --data short.jsonl --set data.seq_len=128 --set data.packing=false)"
 
 # --- on from an adapter: its modules, ranks and loss, whatever lora.* says ---
 

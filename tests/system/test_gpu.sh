@@ -37,6 +37,7 @@ shared 1 2 --set parallel.tp=2 --set dist.share_gpus=true
 graphs 2 2 --set parallel.tp=2 --set train.graphs=true"
 
 says one 'device +cuda: emulated GPU'
+! grep -q 'GPU memory travels' "$scratch/one/log" || fault "one rank tells how its GPU memory travels to others"
 says tp2 'rank 1 on GPU 0000:02:00.0'
 says tp2 'GPU memory travels by NCCL'
 says staged 'GPU memory travels by MPI over pinned host buffers'

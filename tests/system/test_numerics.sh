@@ -48,6 +48,18 @@ rm -rf "$scratch/skipping/run/step-000006"
 must_train skipping 2 "${skipping[@]}" --resume
 [ "$(skipped)" = "3 4 5 " ] || fault "skipped after --resume: $(skipped)"
 
+# --- adapters that cannot learn are named: nothing of layer 4's attention gets through a zero o ---
+
+cp -r "$FIXTURES/stories260K" "$scratch/idle-base" && chmod -R u+w "$scratch/idle-base"
+file=$scratch/idle-base/model.safetensors
+header=$(od -An -tu8 -N8 "$file" | tr -d ' ')
+read -r first end < <(head -c $((8 + header)) "$file" | grep -ao '"model.layers.4.self_attn.o_proj.weight":{[^}]*}' |
+  sed 's/.*"data_offsets": *\[ *\([0-9]*\), *\([0-9]*\).*/\1 \2/')
+head -c $((end - first)) /dev/zero | dd of="$file" bs=1 seek=$((8 + header + first)) conv=notrunc status=none
+must_train idle 1 --set "base=$scratch/idle-base" --set lora.targets='[q, k, v]' --set train.steps=4 --set train.warmup_steps=0
+sed -n 's/.*warning: adapter \([^ ]*\) has had a gradient of exactly 0 for 2 steps.*/\1/p' "$scratch/idle/log" | sort | tr '\n' ' ' >"$scratch/idle/named"
+[ "$(cat "$scratch/idle/named")" = 'layers/4/k layers/4/q layers/4/v ' ] || fault "adapters without a gradient: $(cat "$scratch/idle/named")"
+
 # --- three of eight prompts leave no room for a target ---
 
 long=$(head -c 2000 "$SOURCE_DIR/launch/data/e2e-eval.txt" | tr -d '"\n|')

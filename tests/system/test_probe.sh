@@ -36,6 +36,11 @@ works '^name: "measured"' probe --quick
 refused 2 'cluster-1.yaml: exists' probe --quick -o cluster-1.yaml
 launch
 refused 2 'no_such/x.yaml' probe --quick -o no_such/x.yaml
+mkdir folder
+refused 2 "'folder/' names no file" probe --quick -o folder/
+refused 2 "'new/' names no file" probe --quick -o new/
+refused 2 'folder: exists and is not a file' probe --quick -o folder
+grep -q 'products of' err && fault "the machine is measured before the output is looked at"
 refused 2 "unknown key" probe --quick --set devise=cpu
 works 'products of' probe --quick -o cluster-1.yaml --overwrite
 

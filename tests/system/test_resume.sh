@@ -3,6 +3,7 @@
 # to one rank ends all of them with a checkpoint.
 # shellcheck source=tests/system/runs.sh
 . "$(dirname "$0")/runs.sh"
+export OMPI_MCA_mpi_yield_when_idle=1 # a rank that waits leaves its core to the others
 
 # keep_steps FOLDER STEP...: as if the run had ended with the last of these checkpoints.
 keep_steps() {
@@ -97,16 +98,16 @@ wait_for() {
   fault "no '$3' in $2"
   return 1
 }
-# stop_rank FOLDER MPIRUN_PID RANK SIGNAL: one rank is told to stop; all end in good order within 30 s.
+# stop_rank FOLDER MPIRUN_PID RANK SIGNAL: one rank is told to stop; all end in good order within a minute.
 stop_rank() {
   local folder=$scratch/$1 code=0 n
   kill "-$4" "$(cat "$folder/pid.$3")" || fault "$1: rank $3 is gone"
-  for ((n = 600; n > 0; n--)); do
+  for ((n = 1200; n > 0; n--)); do
     kill -0 "$2" 2>/dev/null || break
     sleep 0.05
   done
   [ "$n" -gt 0 ] || {
-    fault "$1: still running 30 s after the signal"
+    fault "$1: still running a minute after the signal"
     kill -KILL "$2"
   }
   wait "$2" || code=$?
@@ -117,23 +118,24 @@ stop_rank() {
   [ "$(cat "$folder/run/latest")" = "$(printf 'step-%06d' "$step")" ] || fault "$1: latest is $(cat "$folder/run/latest")"
 }
 
-long=(--set train.steps=40 --set train.global_batch=16 --set train.micro_batch=2 --set parallel.tp=2)
-must_train uninterrupted 2 "${long[@]}"
-flat uninterrupted
-start told 2 "${long[@]}"
+# Runs without an end that a signal might come too late for. The learning rate does not depend on it: the last part and
+# the undisturbed run end a little after the second stop, wherever that is.
+long=(--set train.schedule=constant --set train.global_batch=16 --set train.micro_batch=2 --set parallel.tp=2)
+endless=(--set train.steps=1000000)
+start told 2 "${long[@]}" "${endless[@]}"
 wait_for 60 "$scratch/told/run/metrics.jsonl" '"step"' 5 && stop_rank told $! 1 TERM
-[ "$step" -lt 40 ] || fault "the signal came after the last step"
 : >"$scratch/told/log"
-start told 2 "${long[@]}" --resume
+start told 2 "${long[@]}" "${endless[@]}" --resume
 wait_for 60 "$scratch/told/run/metrics.jsonl" '"step"' $((step + 3)) && stop_rank told $! 0 USR1
-[ "$step" -lt 40 ] || fault "the signal came after the last step"
-must_train told 2 "${long[@]}" --resume
+end=$((step + 5))
+must_train told 2 "${long[@]}" --set train.steps=$end --resume
+must_train uninterrupted 2 "${long[@]}" --set train.steps=$end
+flat uninterrupted
 flat told && same_bytes uninterrupted/adapter.h5 told/adapter.h5 "stopped twice by signals"
 same_lines uninterrupted told
 
 # One of four ranks, while an evaluation runs (it is most of the time).
-start evaluating 4 "${long[@]}" --set eval.every=1 --set "data.eval=[$SOURCE_DIR/launch/data/e2e-eval.txt]"
+start evaluating 4 "${long[@]}" "${endless[@]}" --set eval.every=1 --set "data.eval=[$SOURCE_DIR/launch/data/e2e-eval.txt]"
 wait_for 60 "$scratch/evaluating/log" 'eval loss' 2 && stop_rank evaluating $! 3 TERM
-[ "$step" -lt 40 ] || fault "the signal came after the last step"
 
 finish

@@ -6,20 +6,42 @@ export OMPI_MCA_mpi_yield_when_idle=1
 
 must_train one 1
 flat one
+reference=one
 stage_runs() { # FOLDER RANKS ARGUMENTS...
   must_train "$@"
-  same_curve one "$1"
+  same_curve $reference "$1"
   flat "$1"
-  near_adapter one "$1" 1e-3 # as in test_layouts.sh
-  same_trainable one "$1"
+  near_adapter $reference "$1" 1e-3 # as in test_layouts.sh
+  same_trainable $reference "$1"
   cmp -s <(keys one) <(keys "$1") || fault "$1 exports other tensors than one rank: $(diff <(keys one) <(keys "$1") | head -3)"
 }
 keys() { tail -c +9 "$scratch/$1/adapter/adapter_model.safetensors" | grep -ao '"base_model[^"]*"' | sort; }
 [ "$(keys one | wc -l)" -eq 70 ] || fault "one rank exports $(keys one | wc -l) tensors, not 70"
 
 stage_runs pp5 5 --set parallel.pp=5 --set train.micro_batch=2
+
+# Rows of several documents, with all of it.
+packed=(--set data.format=e2e --set data.seq_len=384 --set train.steps=6)
+reference=packed
+must_train packed 1 "${packed[@]}" --set train.micro_batch=2
+flat packed
+sed -n 's/.*data  *\([0-9]*\) documents.* in \([0-9]*\) rows.*/\1 \2/p' "$scratch/packed/log" >"$scratch/counts"
+awk '{ exit !($1 > 1.5 * $2 && $2 > 5) }' "$scratch/counts" || fault "documents and rows: $(cat "$scratch/counts")"
 stage_runs tp2pp2 4 --set parallel.tp=2 --set parallel.pp=2 --set parallel.sequence=true --set train.recompute=full \
-  --set train.micro_batch=1
+  --set train.micro_batch=1 "${packed[@]}"
+reference=one
+
+# Its shards merge to the same model on one rank and under mpirun, from the step and from the run.
+merged() { # FOLDER RANKS ADAPTER
+  # shellcheck disable=SC2086  # MPIRUN is words
+  $MPIRUN -n "$2" "$LORASHARD" merge --base "$FIXTURES/stories260K" --adapter "$scratch/tp2pp2/$3" -o "$scratch/$1" \
+    >"$scratch/merge.log" 2>&1 </dev/null || fault "merge of $3 on $2 ranks: $(tail -2 "$scratch/merge.log")"
+}
+merged merged 1 adapter.h5
+merged merged-run 4 run
+merged merged-step 1 run/step-000006
+for folder in merged-run merged-step; do same_bytes merged/model.safetensors $folder/model.safetensors; done
+
 stage_runs tp3 3 --set parallel.tp=3 --set parallel.sequence=true --set train.recompute=selective
 
 # Recomputation changes no bit.
