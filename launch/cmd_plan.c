@@ -7,7 +7,6 @@
 
 #include "io/base_model.h"
 #include "io/log.h"
-#include "io/nearest.h"
 #include "io/schema.h"
 #include "io/synthetic.h"
 #include "launch/cli.h"
@@ -136,6 +135,15 @@ static void limit_length(const struct arguments *a, const struct model_facts *fa
 
 /* --- --layout --- */
 
+/* Too few names, and too short, for a nearest one to mean much: all of them. */
+static enum status unknown_part(const char *text, const char *const *names, int n) {
+  char list[256] = "";
+  size_t length = 0;
+  for (int i = 0; i < n && length < sizeof list; i++)
+    length += (size_t)snprintf(list + length, sizeof list - length, "%s%s", i ? ", " : "", names[i]);
+  return status_set(STATUS_USAGE, "--layout: unknown '%.40s'; there are %s", text, list);
+}
+
 static enum status set_choice(const char *key, const char *value, int *field) {
   const char *const *choices = schema_find(schema_rows, schema_n_rows, key)->choices;
   int n = 0;
@@ -144,8 +152,7 @@ static enum status set_choice(const char *key, const char *value, int *field) {
       *field = n;
       return STATUS_OK;
     }
-  return status_set(STATUS_USAGE, "--layout: unknown '%.40s'; the nearest is '%s'", value,
-                    choices[nearest_name(value, choices, n)]);
+  return unknown_part(value, choices, n);
 }
 
 static enum status set_switch(const char *value, bool *field) {
@@ -186,8 +193,7 @@ static enum status set_part(const char *key, const char *value, struct plan_layo
       layout->base_dtype = (enum base_dtype)choice;
       return STATUS_OK;
     default:
-      return status_set(STATUS_USAGE, "--layout: unknown '%.40s'; the nearest is '%s'", key,
-                        names[nearest_name(key, names, 7)]);
+      return unknown_part(key, names, 7);
   }
 }
 

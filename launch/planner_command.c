@@ -1,6 +1,7 @@
 /* The command line that starts a layout. */
 #include <errno.h>
 #include <inttypes.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -20,8 +21,33 @@ static void put_word(FILE *out, const char *text) {
   fputc('\'', out);
 }
 
+/* The settings of a layout as text, and their keys. */
+struct settings {
+  FILE *out;
+  const char *keys[12];
+  int n;
+};
+
+__attribute__((format(printf, 3, 4))) static void put(struct settings *own, const char *key, const char *format, ...) {
+  va_list values;
+  own->keys[own->n++] = key;
+  fprintf(own->out, " --set %s=", key);
+  va_start(values, format);
+  vfprintf(own->out, format, values);
+  va_end(values);
+}
+
+/* Does it set the key of "KEY=VALUE"? */
+static bool sets(const struct settings *own, const char *assignment) {
+  for (int i = 0; i < own->n; i++) {
+    size_t length = strlen(own->keys[i]);
+    if (strncmp(assignment, own->keys[i], length) == 0 && assignment[length] == '=') return true;
+  }
+  return false;
+}
+
 /* --set base=PATH, the path as a YAML scalar that cannot be taken for anything else. */
-static enum status put_base(FILE *out, const char *base) {
+static enum status put_base(struct settings *own, const char *base) {
   char *text = NULL;
   size_t size;
   FILE *value = open_memstream(&text, &size);
@@ -29,35 +55,53 @@ static enum status put_base(FILE *out, const char *base) {
   fputs("base=", value);
   yaml_quote(value, base);
   bool failed = fclose(value) != 0 || !text;
-  fputs(" --set ", out);
-  if (!failed) put_word(out, text);
+  own->keys[own->n++] = "base";
+  fputs(" --set ", own->out);
+  if (!failed) put_word(own->out, text);
   free(text);
   return failed ? status_set(STATUS_SYSTEM, "out of memory for a command line") : STATUS_OK;
 }
 
-/* The user's own settings, then those of the layout, which therefore win. */
-static enum status put_settings(FILE *out, const struct plan_report *report, const struct plan_result *result) {
+static enum status put_layout(struct settings *own, const struct plan_report *report,
+                              const struct plan_result *result) {
   const struct plan_layout *l = &result->layout;
-  for (int i = 0; i < report->n_set; i++) {
+  const struct config *config = report->config;
+  if (report->base)
+    TRY(put_base(own, report->base));
+  else if (report->run && !*config->base)
+    put(own, "base", "BASE");
+  put(own, "parallel.tp", "%d", l->tp);
+  put(own, "parallel.pp", "%d", l->pp);
+  put(own, "parallel.sequence", "%s", l->sequence ? "true" : "false");
+  put(own, "train.micro_batch", "%" PRId64, l->micro_batch);
+  put(own, "train.recompute", "%s", plan_word("train.recompute", l->recompute));
+  if (l->base_dtype != config->train.base_dtype)
+    put(own, "train.base_dtype", "%s", plan_word("train.base_dtype", l->base_dtype));
+  if (report->own_length) {
+    put(own, "train.compute", "%s", plan_word("train.compute", config->train.compute));
+    put(own, "data.seq_len", "%" PRId64, config->data.seq_len);
+  }
+  if (report->own_length || result->job.global_batch != config->train.global_batch)
+    put(own, "train.global_batch", "%" PRId64, result->job.global_batch);
+  return STATUS_OK;
+}
+
+/* The user's own settings, then those of the layout, which win: a key that it sets is left out of the user's. */
+static enum status put_settings(FILE *out, const struct plan_report *report, const struct plan_result *result) {
+  char *text = NULL;
+  size_t size;
+  struct settings own = {.out = open_memstream(&text, &size)};
+  if (!own.out) return status_set(STATUS_SYSTEM, "out of memory for a command line");
+  enum status status = put_layout(&own, report, result);
+  if (fclose(own.out) != 0 || !text) status = status_set(STATUS_SYSTEM, "out of memory for a command line");
+  for (int i = 0; i < report->n_set && status == STATUS_OK; i++) {
+    if (sets(&own, report->set[i])) continue;
     fputs(" --set ", out);
     put_word(out, report->set[i]);
   }
-  if (report->base)
-    TRY(put_base(out, report->base));
-  else if (report->run && !*report->config->base)
-    fputs(" --set base=BASE", out);
-  fprintf(out, " --set parallel.tp=%d --set parallel.pp=%d --set parallel.sequence=%s", l->tp, l->pp,
-          l->sequence ? "true" : "false");
-  fprintf(out, " --set train.micro_batch=%" PRId64 " --set train.recompute=%s", l->micro_batch,
-          plan_word("train.recompute", l->recompute));
-  if (l->base_dtype != report->config->train.base_dtype)
-    fprintf(out, " --set train.base_dtype=%s", plan_word("train.base_dtype", l->base_dtype));
-  if (report->own_length)
-    fprintf(out, " --set train.compute=%s --set data.seq_len=%" PRId64,
-            plan_word("train.compute", report->config->train.compute), report->config->data.seq_len);
-  if (report->own_length || result->job.global_batch != report->config->train.global_batch)
-    fprintf(out, " --set train.global_batch=%" PRId64, result->job.global_batch);
-  return STATUS_OK;
+  if (status == STATUS_OK) fputs(text, out);
+  free(text);
+  return status;
 }
 
 static void put_slurm(FILE *out, const struct plan_report *report, const struct plan_job *job) {

@@ -38,6 +38,12 @@ static const char *seconds(double s, char text[32]) {
   return text;
 }
 
+/* "41.2"; a cluster file without peak rates has no MFU. */
+static const char *mfu(const struct plan_time *t, char text[32]) {
+  snprintf(text, 32, t->mfu > 0 ? "%.1f" : "-", 100 * t->mfu);
+  return text;
+}
+
 static void print_head(const struct plan_report *r) {
   char a[32], b[32];
   const struct cluster *c = r->cluster;
@@ -64,13 +70,13 @@ static double gradient_seconds(const struct plan_time *t) {
 }
 
 static void print_row(const struct plan_result *r) {
-  char memory[32], step[32], rate[32];
+  char memory[32], step[32], rate[32], used[32];
   const struct plan_layout *l = &r->layout;
   const struct plan_time *t = &r->time;
-  printf("%5d %4d %5d  %-4s %-10s %-6s %5" PRId64 "  %9s%s %9s %9s  %5.1f  %6.1f %5.1f %5.1f %6.1f\n", l->tp, l->pp,
+  printf("%5d %4d %5d  %-4s %-10s %-6s %5" PRId64 "  %9s%s %9s %9s  %5s  %6.1f %5.1f %5.1f %6.1f\n", l->tp, l->pp,
          l->dp, l->sequence ? "on" : "off", plan_word("train.recompute", l->recompute),
          plan_word("train.base_dtype", l->base_dtype), l->micro_batch, bytes((double)r->memory.total, memory),
-         r->fits ? " " : "!", seconds(t->step, step), count(t->tokens_per_s, rate), 100 * t->mfu,
+         r->fits ? " " : "!", seconds(t->step, step), count(t->tokens_per_s, rate), mfu(t, used),
          100 * t->bubble / t->step, 100 * t->traffic[PLAN_TP].seconds / t->step,
          100 * t->traffic[PLAN_PP].seconds / t->step, 100 * gradient_seconds(t) / t->step);
 }
@@ -80,9 +86,9 @@ static void print_table(const struct plan_report *r) {
     printf("\nthe fastest of each tp x pp that fit, of %d layouts:\n\n", r->tried);
   else
     printf("\n");
-  printf("                                                                                share of the step, %%\n");
+  printf("                                                memory of                       share of the step, %%\n");
   printf(
-      "   tp   pp    dp  seq  recompute  base   micro   of a rank       step  tokens/s    MFU  bubble    tp    pp  "
+      "   tp   pp    dp  seq  recompute  base   micro      a rank       step  tokens/s  MFU %%  bubble    tp    pp  "
       "grads\n");
   for (int i = 0; i < r->n; i++) print_row(&r->results[i]);
 }
@@ -110,11 +116,17 @@ static void print_time_part(const char *name, double s, double step) {
   if (s > 0) printf("  %-12s %10s  %5.1f %%\n", name, seconds(s, text), 100 * s / step);
 }
 
+/* ", MFU 41.2 %" */
+static void print_mfu(const struct plan_time *t) {
+  char used[32];
+  if (t->mfu > 0) printf(", MFU %s %%", mfu(t, used));
+}
+
 static void print_time(const struct plan_result *r) {
   const struct plan_time *t = &r->time;
   char step[32], rate[32];
   printf("\ntime of a step: %s, %s tokens/s", seconds(t->step, step), count(t->tokens_per_s, rate));
-  if (t->mfu > 0) printf(", MFU %.1f %%", 100 * t->mfu); /* a cluster without peak rates has none */
+  print_mfu(t);
   printf(" (%" PRId64 " micro-batches; stage %d is the slowest)\n", t->micro_batches, t->slowest);
   print_time_part("products", t->products, t->step);
   print_time_part("attention", t->attention, t->step);
@@ -168,16 +180,16 @@ static enum status print_command(const struct plan_report *report, const struct 
 }
 
 static void print_sweep_row(const struct plan_result *r) {
-  char rate[32];
+  char rate[32], used[32];
   if (!r->layout.tp) {
     printf("%7" PRId64 "   nothing fits\n", r->job.ranks);
     return;
   }
   const struct plan_layout *l = &r->layout;
-  printf("%7" PRId64 " %8" PRId64 "  %5d %4d %6d  %-4s %-10s %5" PRId64 "  %9s  %6.1f   %6.1f %5.1f %6.1f\n",
+  printf("%7" PRId64 " %8" PRId64 "  %5d %4d %6d  %-4s %-10s %5" PRId64 "  %9s  %6s   %6.1f %5.1f %6.1f\n",
          r->job.ranks, r->job.global_batch, l->tp, l->pp, l->dp, l->sequence ? "on" : "off",
          plan_word("train.recompute", l->recompute), l->micro_batch, count(r->time.tokens_per_s, rate),
-         100 * r->time.mfu, 100 * sweep_share(r, SWEEP_TP), 100 * sweep_share(r, SWEEP_PP),
+         mfu(&r->time, used), 100 * sweep_share(r, SWEEP_TP), 100 * sweep_share(r, SWEEP_PP),
          100 * sweep_share(r, SWEEP_DP));
 }
 
@@ -193,8 +205,10 @@ static void print_way(const struct sweep_line *line, enum sweep_way way, double 
   else
     printf("never above %.0f %% of the step", 100 * threshold);
   if (!last) return;
-  printf("; ends at %" PRId64 " ranks, %.1f %%, %s tokens/s, MFU %.1f %%\n", last->job.ranks,
-         100 * line->share[line->n - 1], count(last->time.tokens_per_s, rate), 100 * last->time.mfu);
+  printf("; ends at %" PRId64 " ranks, %.1f %%, %s tokens/s", last->job.ranks, 100 * line->share[line->n - 1],
+         count(last->time.tokens_per_s, rate));
+  print_mfu(&last->time);
+  printf("\n");
 }
 
 static void print_sweep(const struct plan_report *r) {
@@ -202,7 +216,7 @@ static void print_sweep(const struct plan_report *r) {
   printf("\nsweep, %s\n\n",
          r->sweep_options.weak ? "rows of a step grow with the ranks" : "the same rows of a step at every size");
   printf("                                                                         share of the step, %%\n");
-  printf("  ranks     rows     tp   pp     dp  seq  recompute  micro   tokens/s    MFU       tp    pp  grads\n");
+  printf("  ranks     rows     tp   pp     dp  seq  recompute  micro   tokens/s   MFU %%       tp    pp  grads\n");
   for (int i = 0; i < sweep->n; i++) print_sweep_row(&sweep->best[i]);
   printf("\nwhere growing one way stops, from the smallest layout that fits\n");
   for (int way = 0; way < SWEEP_WAYS; way++)

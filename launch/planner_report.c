@@ -52,12 +52,15 @@ static json_t *traffic_json(const struct plan_time *time) {
   return all;
 }
 
+/* 0 stands for a rate that the cluster file does not give. */
+static json_t *known(double value) { return value > 0 ? json_real(value) : json_null(); }
+
 static json_t *time_json(const struct plan_time *t) {
-  return json_pack("{s:I, s:i, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "micro_batches",
+  return json_pack("{s:I, s:i, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:o}", "micro_batches",
                    (json_int_t)t->micro_batches, "slowest_stage", t->slowest, "products_s", t->products, "attention_s",
                    t->attention, "adapters_s", t->adapters, "elementwise_s", t->elementwise, "recompute_s",
                    t->recompute, "bubble_s", t->bubble, "optimizer_s", t->optimizer, "step_s", t->step, "tokens_per_s",
-                   t->tokens_per_s, "flops", t->flops, "mfu", t->mfu);
+                   t->tokens_per_s, "flops", t->flops, "mfu", known(t->mfu));
 }
 
 static enum status result_json(const struct plan_report *report, const struct plan_result *r, json_t **object_p) {
@@ -119,12 +122,13 @@ enum status plan_report_json(const struct plan_report *report, json_t **object_p
   const struct cluster *cluster = report->cluster;
   json_t *layouts = json_array(), *sweep = NULL;
   json_t *object = json_pack(
-      "{s:s, s:s, s:b, s:s, s:s, s:I, s:I, s:I, s:I, s:f, s:f, s:i, s:o, s:o}", "model", report->model, "dtype",
+      "{s:s, s:s, s:b, s:s, s:s, s:I, s:I, s:I, s:I, s:f, s:o, s:i, s:o, s:o}", "model", report->model, "dtype",
       dtype_name(report->totals.file), "dtype_assumed", report->assumed_dtype, "cluster", cluster->name, "cluster_note",
       cluster->note, "base_parameters", (json_int_t)report->totals.base_parameters, "trained_parameters",
       (json_int_t)report->totals.trained_parameters, "seq_len", (json_int_t)report->config->data.seq_len, "ranks",
-      (json_int_t)report->job.ranks, "rank_memory", report->totals.rank_memory, "peak_flops", report->totals.peak,
-      "layouts_tried", report->tried, "memory_of_methods", comparison_json(report), "layouts", layouts);
+      (json_int_t)report->job.ranks, "rank_memory", report->totals.rank_memory, "peak_flops",
+      known(report->totals.peak), "layouts_tried", report->tried, "memory_of_methods", comparison_json(report),
+      "layouts", layouts);
   if (!object) return status_set(STATUS_USAGE, "a name or path of the plan is not UTF-8");
   enum status status = results_json(report, report->results, report->n, layouts);
   if (status == STATUS_OK && report->sweep) {

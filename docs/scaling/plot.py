@@ -74,20 +74,27 @@ class Chart:
             text = escaped(y_text(value))
             self.parts.append(f'<text x="{LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{text}</text>')
 
-    def line(self, name, points, dashed=False, joined=True):
-        colour = COLOURS[len(self.lines) % len(COLOURS)] if not dashed else "#888888"
+    def line(self, name, points, style="curve"):
+        """`style`: a curve with its points; a band, the same wide and pale, on which others can lie; points alone; or
+        dashes, thin and dark, that can be seen on a curve."""
+        colour = "#333333" if style == "dashes" else COLOURS[len(self.lines) % len(COLOURS)]
+        stroke = {
+            "curve": f'stroke="{colour}" stroke-width="2"',
+            "band": f'stroke="{colour}" stroke-width="9" stroke-opacity="0.35" stroke-linejoin="round"',
+            "dashes": f'stroke="{colour}" stroke-width="1.5" stroke-dasharray="5 7"',
+        }.get(style)
         places = [(self.x.place(a), self.y.place(b)) for a, b in points]
-        path = " ".join(f"{a:.1f},{b:.1f}" for a, b in places)
-        dash = ' stroke-dasharray="5 4"' if dashed else ""
-        if joined:
-            self.parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"{dash}/>')
-        if not dashed:
-            self.parts += [f'<circle cx="{a:.1f}" cy="{b:.1f}" r="3" fill="{colour}"/>' for a, b in places]
         at = TOP + 8 + 20 * len(self.lines)
         edge = WIDTH - RIGHT + 12
-        self.parts.append(f'<line x1="{edge}" x2="{edge + 18}" y1="{at}" y2="{at}" stroke="{colour}" '
-                          f'stroke-width="2"{dash}/>')
-        self.parts.append(f'<text x="{edge + 24}" y="{at + 4}">{escaped(name)}</text>')
+        dots = list(places) if style != "dashes" else []
+        if stroke:
+            path = " ".join(f"{a:.1f},{b:.1f}" for a, b in places)
+            self.parts.append(f'<polyline points="{path}" fill="none" {stroke}/>')
+            self.parts.append(f'<line x1="{edge}" x2="{edge + 22}" y1="{at}" y2="{at}" {stroke}/>')
+        if dots:
+            dots.append((edge + 11, at))  # the legend's
+        self.parts += [f'<circle cx="{a:.1f}" cy="{b:.1f}" r="3" fill="{colour}"/>' for a, b in dots]
+        self.parts.append(f'<text x="{edge + 28}" y="{at + 4}">{escaped(name)}</text>')
         self.lines.append(name)
 
     def write(self, name):
@@ -112,12 +119,12 @@ def throughput(data, title, name, top):
     chart.ticks(RANKS, [10.0**i for i in range(3, int(math.log10(top)) + 1)])
     best = [(p["ranks"], p["time"]["tokens_per_s"]) for p in data["best"] if p["fits"]]
     ideal = [(n, best[0][1] * n / best[0][0]) for n, _ in best]
-    chart.line("best layout", best)
+    chart.line("best layout", best, "band")
     for way, text in WAYS.items():
         points = [(p["ranks"], p["time"]["tokens_per_s"]) for p in data["ways"][way]["points"]]
         if points:
             chart.line(text, points)
-    chart.line("in proportion", ideal, dashed=True)
+    chart.line("in proportion", ideal, "dashes")
     chart.write(name)
 
 
@@ -130,7 +137,7 @@ def shares(data, title, name):
         points = [(p["ranks"], share) for p, share in zip(line["points"], line["shares"])]
         if points:
             chart.line(text, points)
-    chart.line(f"{100 * data['threshold']:.0f} %", [(8, data["threshold"]), (16384, data["threshold"])], dashed=True)
+    chart.line(f"{100 * data['threshold']:.0f} %", [(8, data["threshold"]), (16384, data["threshold"])], "dashes")
     chart.write(name)
 
 
@@ -146,8 +153,8 @@ def measured(rows):
         name = f"{ranks} rank{'s' if ranks > 1 else ''}"
         name += " on fewer cores" if ranks > rows[0]["machine_cores"] else ""
         points = sorted((row["measured_s"], row["predicted_s"]) for row in rows if row["ranks"] == ranks)
-        chart.line(name, points, joined=False)
-    chart.line("equal", [(low, low), (high, high)], dashed=True)
+        chart.line(name, points, "points")
+    chart.line("equal", [(low, low), (high, high)], "dashes")
     chart.write("measured.svg")
 
 

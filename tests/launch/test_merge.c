@@ -234,6 +234,10 @@ static void test_gguf(void **state) {
   assert_int_equal(b->find(b, "model.norm.weight")->dtype, DTYPE_BF16);
   a->facts.norm_eps = b->facts.norm_eps; /* compared below: the file has it as f32 */
   assert_true(fabs(b->facts.norm_eps - 1e-5) < 1e-12);
+  /* The merged config.json says what the tensors are now. */
+  assert_true(b->facts.has_dtype && b->facts.dtype == DTYPE_BF16);
+  a->facts.has_dtype = b->facts.has_dtype;
+  a->facts.dtype = b->facts.dtype;
   assert_memory_equal(&a->facts, &b->facts, sizeof a->facts);
   base_model_close(&a);
   base_model_close(&b);

@@ -123,7 +123,7 @@ for _ in 1 2 3; do
   until_said 'lorashard: adapters' err
   kill -USR1 "$(cat pid.0)"
   ended 0 'SIGUSR1 while the data is read'
-  grep -q 'stopping at step\|saved ' err || break
+  grep -q 'stopped before the first step' err && break
 done
 grep -q 'stopped before the first step, as asked by a signal; start it again as before' err || fault "not said: $(said)"
 [ ! -e other/config.yaml ] || fault 'a run that was stopped before its first step has begun'

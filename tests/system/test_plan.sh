@@ -107,6 +107,12 @@ starts() { # TEXT ARGUMENTS...: the last line, the command, has the text
 }
 starts "--set 'lora.targets=[q, v]' --set lora.r=4 --set parallel.tp=" --model gpt2 \
   --cluster "$clusters/laptop.yaml" "${lora[@]}"
+# A key that the layout sets is left out of the user's.
+run plan --model gpt2 --cluster "$clusters/laptop.yaml" --layout tp=2 --set lora.r=4 --set data.seq_len=128 \
+  --set train.compute=f32 --set train.global_batch=4 --set train.micro_batch=2 --set parallel.tp=1
+tail -n 1 out | grep -o -- '--set [^=]*' | sort | uniq -d >twice
+[ ! -s twice ] && tail -n 1 out | grep -q -- '--set lora.r=4 .*--set parallel.tp=2 .*--set data.seq_len=128 ' ||
+  fault "the command repeats $(tr '\n' ' ' <twice): $(tail -n 1 out) $(said)"
 # Slurm starts as many ranks on each node: 12 are two nodes of 6, 13 are 13 of one.
 starts '--nodes=2 --ntasks-per-node=6 --gpus-per-node=6 ' --model gpt2 --cluster "$clusters/h100-16x8.yaml" --ranks 12
 starts '--nodes=13 --ntasks-per-node=1 ' --model gpt2 --cluster "$clusters/h100-16x8.yaml" --ranks 13
@@ -124,6 +130,15 @@ links='{all_reduce: {beta: 1e9}, all_gather: {beta: 1e9}, point_to_point: {beta:
 sed -e 's/^nodes: 1/nodes: 2/' -e "\$a network: $links" "$clusters/laptop.yaml" >two-laptops.yaml
 starts "mpirun -n 4 --mca odls_base_sigkill_timeout 60 --hostfile HOSTS --map-by ppr:2:node -x OMP_NUM_THREADS --mca oob_tcp_keepalive_time 10 " \
   --model gpt2 --cluster two-laptops.yaml
+
+# --- a cluster without peak rates has no MFU ---
+sed 's/peak: 384e9, //' "$clusters/laptop.yaml" >no-peak.yaml
+works '^ +2 +1 +1 .*[0-9k] +-  +[0-9.]+' plan --model gpt2 --cluster no-peak.yaml --layout tp=2
+grep -q 'MFU [0-9]' out && fault "an MFU without a peak: $(grep MFU out)"
+works '^ +2 +[0-9]+ .*[0-9k] +-  +[0-9.]+' plan --model gpt2 --cluster no-peak.yaml --sweep 1..2
+grep -q 'MFU [0-9]' out && fault "a sweep's MFU without a peak: $(grep 'MFU [0-9]' out)"
+run plan --model gpt2 --cluster no-peak.yaml --json
+[ "$(number mfu)" = null ] && [ "$(number peak_flops)" = null ] || fault "MFU without a peak: $(number mfu) $(said)"
 
 # --- what travels within a node and over the network ---
 # Two nodes of four, a slow network: the stages beside it are the slowest, whose messages plan prints.
@@ -216,7 +231,7 @@ run plan --config run.yaml --cluster cluster.yaml --ranks 2 --layout config --se
 line=$(tail -n 1 out)
 (
   export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
-  mpirun() { "${MPIRUN%% *}" "$@"; }
+  mpirun() { command "${MPIRUN%% *}" "$@"; }
   eval "${line//OUTPUT/out-line}"
 ) >out 2>err </dev/null || fault "'$line' does not start: $(said)"
 [ -s out-line/metrics.jsonl ] || fault "'$line' trains nothing"
@@ -247,7 +262,10 @@ refused 2 'parallel.tp 16 is more than the model.s 12 attention heads' plan --mo
   --cluster "$clusters/h100-16x8.yaml" --layout tp=16
 refused 2 'parallel.pp 16 is more than the model.s 12 layers' plan --model gpt2 --cluster "$clusters/h100-16x8.yaml" \
   --layout pp=16
-refused 2 "unknown 'tpp'; the nearest is 'tp'" plan --model gpt2 --cluster "$clusters/h100-1x8.yaml" --layout tpp=3
+refused 2 "unknown 'foo'; there are tp, pp, dp, micro_batch, sequence, recompute, base_dtype$" plan --model gpt2 \
+  --cluster "$clusters/h100-1x8.yaml" --layout tp=2,foo=3
+refused 2 "unknown 'half'; there are none, selective, full$" plan --model gpt2 --cluster "$clusters/h100-1x8.yaml" \
+  --layout recompute=half
 refused 2 '127 ranks need 127 nodes, since Slurm .* has 16; the next numbers that fit are 120 and 128$' plan \
   --model llama-3.1-8b --cluster "$clusters/h100-16x8.yaml" --ranks 127
 refused 2 '126 ranks need 18 nodes, .* 120 and 128$' plan --model llama-3.1-8b --cluster "$clusters/h100-16x8.yaml" \
