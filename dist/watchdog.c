@@ -114,7 +114,11 @@ static bool bite(double since, double seconds) {
   const int busy = asked ? watchdog_busy(&answers) : -1;
   if (busy >= 0) warn_of_busy(&answers, busy, seconds);
   /* Where nobody can be asked, the others are taken to be about what this rank is about. */
-  if (busy >= 0 || (asked && answers.world == 0 && atomic_load(&dog.task)))
+  const bool blind = asked && answers.world == 0 && atomic_load(&dog.task);
+  if (blind && dog.warned != 0)
+    log_warn_here("waiting for other ranks for %.0f s now; without MPI_THREAD_MULTIPLE they cannot be asked", seconds);
+  if (blind) dog.warned = 0;
+  if (busy >= 0 || blind)
     asked = false;
   else if (asked) {
     watchdog_absent(&answers, mesh_host, absent, sizeof absent);

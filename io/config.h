@@ -78,8 +78,9 @@ struct config {
     enum compute_kind compute;
     enum base_dtype base_dtype;
     enum recompute_kind recompute;
-    bool skip_nan;     /* skip a step whose gradient is not finite instead of stopping */
-    bool tf32, graphs; /* cuda only */
+    bool skip_nan;       /* skip a step whose gradient is not finite instead of stopping */
+    int64_t check_every; /* steps; 0: never */
+    bool tf32, graphs;   /* cuda only */
   } train;
   struct {
     int64_t tp, pp;

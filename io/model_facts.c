@@ -401,13 +401,15 @@ static void get_dtype(const struct reading *in, struct model_facts *facts) {
     const char *name;
     enum dtype dtype;
   } known[] = {{"float32", DTYPE_F32}, {"float16", DTYPE_F16}, {"bfloat16", DTYPE_BF16}};
-  const char *name = json_string_value(json_object_get(in->root, "dtype")); /* older files: torch_dtype */
-  if (!name) name = json_string_value(json_object_get(in->root, "torch_dtype"));
-  for (size_t i = 0; name && i < sizeof known / sizeof known[0]; i++)
-    if (strcmp(name, known[i].name) == 0) {
-      facts->has_dtype = true;
-      facts->dtype = known[i].dtype;
-    }
+  static const char *const keys[] = {"dtype", "torch_dtype"}; /* the second in older files */
+  for (size_t k = 0; k < sizeof keys / sizeof keys[0] && !facts->has_dtype; k++) {
+    const char *name = json_string_value(json_object_get(in->root, keys[k]));
+    for (size_t i = 0; name && i < sizeof known / sizeof known[0]; i++)
+      if (strcmp(name, known[i].name) == 0) {
+        facts->has_dtype = true;
+        facts->dtype = known[i].dtype;
+      }
+  }
 }
 
 static enum status parse_root(const struct reading *in, struct model_facts *facts) {

@@ -252,6 +252,16 @@ const struct schema_row schema_rows[] = {
      .default_text = "false",
      .doc = "Skip a step whose gradient is not finite instead of stopping",
      .offset = AT(train.skip_nan)},
+    {.name = "train.check_every",
+     .type = SCHEMA_INT,
+     .default_text = "0",
+     .low = 0,
+     .high = MAX_STEPS,
+     .unit = "steps",
+     .doc =
+         "Steps between comparisons of the parameters that several ranks hold, to the bit: faulty memory, processors "
+         "and networks show; 0: never",
+     .offset = AT(train.check_every)},
     {.name = "train.tf32",
      .type = SCHEMA_BOOL,
      .default_text = "false",

@@ -4,6 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "dist/mesh.h"
+#include "dist/watchdog.h"
 #include "io/chat_template.h"
 #include "launch/model_args.h"
 #include "launch/ranks.h"
@@ -93,6 +95,8 @@ out:
 
 static enum status print(const struct arguments *a, const struct job *job, const struct token_list *ids,
                          int64_t n_prompt) {
+  mesh_waited();
+  watchdog_set_task("prints"); /* for a reader who may take any time */
   if (a->show_ids) {
     for (int64_t i = n_prompt; i < ids->n; i++) printf("%s%d", i > n_prompt ? " " : "", ids->ids[i]);
     printf("\n");

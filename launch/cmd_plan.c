@@ -237,7 +237,7 @@ static enum status state_one(const struct arguments *a, struct work *w, struct p
     return status_set(STATUS_USAGE, "tp %d x pp %d x dp %d is %lld ranks, but %s has %lld", layout.tp, layout.pp,
                       layout.dp, (long long)wanted, w->cluster.name, (long long)most);
   if (!a->ranks && !own) report->job = planner_job(&w->cluster, wanted, report->job.global_batch);
-  TRY(planner_check_room(&w->cluster, &report->job));
+  TRY(planner_check_nodes(&w->cluster, &report->job));
   TRY(planner_state(w->planner, &report->job, &layout, &w->results[0]));
   report->n = 1;
   return STATUS_OK;
@@ -260,7 +260,7 @@ static enum status nothing_fits(struct work *w, const struct plan_report *report
 static enum status search_all(const struct arguments *a, struct work *w, struct plan_report *report,
                               const struct plan_search *search) {
   if (a->sweep) return sweep_run(w->planner, &w->cluster, search, &report->sweep_options, &w->sweep);
-  TRY(planner_check_room(&w->cluster, &report->job));
+  TRY(planner_check_nodes(&w->cluster, &report->job));
   TRY(planner_search(w->planner, &report->job, search, w->results, &report->n, &report->tried));
   return report->n ? STATUS_OK : nothing_fits(w, report, search);
 }
@@ -327,6 +327,7 @@ static enum status run(const struct arguments *a, struct work *w) {
                                .model = model,
                                .run = a->run,
                                .base = a->model && has_weights(a->model) ? a->model : NULL,
+                               .trains = a->model && !has_weights(a->model) && *w->config.base ? w->config.base : NULL,
                                .assumed_dtype = !has_weights(model) && !w->source->facts.has_dtype,
                                .set = a->set.items,
                                .n_set = a->set.n,

@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "dist/mesh.h"
+#include "dist/watchdog.h"
 #include "launch/model_args.h"
 #include "launch/ranks.h"
 
@@ -72,6 +74,8 @@ static enum status check_ids(const struct token_list *list, int64_t n_vocab) {
 }
 
 static void print(const struct token_list *list, const float *nll) {
+  mesh_waited();
+  watchdog_set_task("prints"); /* for a reader who may take any time */
   printf("{\"ids\": [");
   for (int64_t i = 0; i < list->n; i++) printf("%s%d", i ? ", " : "", list->ids[i]);
   printf("], \"logprobs\": [null");

@@ -1,6 +1,4 @@
 /* lorashard train: fine-tune adapters over a sharded base. */
-#include <limits.h>
-#include <stdio.h>
 #include <string.h>
 
 #include "launch/cli.h"
@@ -79,11 +77,7 @@ static enum status run(int argc, char **argv) {
   stop_signal_watch(mesh_launcher_rank());
   memset(&config, 0, sizeof config);
   enum status status = ranks_agree(configure(&a, &config));
-  char request[PATH_MAX + 64];
-  struct job_options options = {
-      .adapter = config.lora.adapter, .fresh_adapters = true, .any_base = a.any_base, .request = request};
-  snprintf(request, sizeof request, "%s%s%s", a.train.resume ? "resume " : "", a.train.overwrite ? "overwrite " : "",
-           a.train.resume_from ? a.train.resume_from : "");
+  struct job_options options = {.adapter = config.lora.adapter, .fresh_adapters = true, .any_base = a.any_base};
   options.no_text = evaluate_only_ids(&config.data.train) && evaluate_only_ids(&config.data.eval);
   if (status == STATUS_OK) status = job_open(&config, &options, &job);
   if (status == STATUS_OK) {

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "dist/mesh_compare.h"
+#include "dist/watchdog.h"
 #include "io/synthetic.h"
 #include "launch/ranks.h"
 
@@ -26,7 +27,8 @@ static enum status meet(void *context, uint64_t key) {
   const struct mesh *mesh = context;
   double failed = key == 0;
   TRY(comm_all_reduce_f64(mesh->control, &failed, 1, REDUCE_MAX));
-  return failed > 0 ? STATUS_OK : compare_data(mesh, key);
+  if (failed == 0) return compare_data(mesh, key);
+  return status_set(STATUS_PEER, "another rank cannot read the data files");
 }
 
 enum status evaluate_open_data(const struct job *job, const struct string_list *files, const char *cache_dir,
@@ -52,7 +54,9 @@ enum status evaluate_open_data(const struct job *job, const struct string_list *
       .meet = cache_dir ? meet : NULL,
       .meet_context = job->mesh,
   };
+  const char *task = watchdog_set_task("reads the data");
   TRY(ranks_agree(dataset_open(&options, data_p)));
+  watchdog_set_task(task);
   const char *digest = dataset_digest(*data_p);
   return ranks_agree(compare_data(job->mesh, mesh_hash(0, digest, strlen(digest))));
 }

@@ -92,17 +92,14 @@ static int64_t longest_sequence(const struct job *job, const struct job_options 
 
 /* What the ranks must have in common: else they would wait for each other, or sum what does not belong together.
  * Settings before the devices are opened, which is collective and done as they say. */
-static enum status compare_settings(struct job *job, const struct job_options *options) {
+static enum status compare_settings(struct job *job) {
   char *text = NULL;
-  const char *request = options->request ? options->request : "", *adapter = options->adapter ? options->adapter : "";
   enum status status = ranks_agree(config_print(job->config, &text));
   if (status == STATUS_OK) {
     const struct mesh_input inputs[] = {
         {"program version", mesh_hash(0, build_id, strlen(build_id)), "install the same build on every host"},
         {"configuration", mesh_hash(0, text, strlen(text)), "give every rank the same file and --set"},
-        {"command line",
-         mesh_hash(mesh_hash(options->any_base, request, strlen(request) + 1), adapter, strlen(adapter)),
-         "start every rank with the same options"},
+        {"command line", ranks_command_line(), "start every rank with the same options"},
     };
     status = mesh_compare(job->mesh, inputs, (int)(sizeof inputs / sizeof inputs[0]));
   }
@@ -111,9 +108,12 @@ static enum status compare_settings(struct job *job, const struct job_options *o
 }
 
 static enum status compare_base(struct job *job) {
-  const struct mesh_input base = {"base model", mesh_hash(0, job->fingerprint, strlen(job->fingerprint)),
-                                  "copy the same model to every host"};
-  return mesh_compare(job->mesh, &base, 1);
+  const char *tokenizer = job->tokenizer ? tokenizer_digest(job->tokenizer) : "";
+  const struct mesh_input inputs[] = {
+      {"base model", mesh_hash(0, job->fingerprint, strlen(job->fingerprint)), "copy the same model to every host"},
+      {"tokenizer", mesh_hash(0, tokenizer, strlen(tokenizer)), "copy the same model to every host"},
+  };
+  return mesh_compare(job->mesh, inputs, (int)(sizeof inputs / sizeof inputs[0]));
 }
 
 static void watchdog_bites(const char *message) {
@@ -135,7 +135,7 @@ enum status job_open(const struct config *config, const struct job_options *opti
   job->config = config;
   TRY(ranks_agree(mesh_create((int)config->parallel.tp, (int)config->parallel.pp, &job->mesh)));
   TRY(start_watchdog(job));
-  TRY(ranks_agree(compare_settings(job, options)));
+  TRY(ranks_agree(compare_settings(job)));
   TRY(accelerator_open(config, job->mesh, &job->device));
   TRY(ranks_agree(open_base(job, options)));
   TRY(ranks_agree(compare_base(job)));

@@ -34,7 +34,6 @@ struct job_options {
   bool fresh_adapters;  /* without `adapter`: new ones as lora.* says */
   bool no_text;         /* nothing is tokenised: a tokenizer that cannot be read is no failure */
   bool any_base;        /* accept an adapter made for another base */
-  const char *request;  /* what else decides about the job, and must be the same on all ranks; NULL: nothing */
   int64_t n_positions;  /* longest sequence; 0: config's data.seq_len */
   bool clamp_positions; /* no more than the model's learned positions (see model->n_positions) */
 };

@@ -3,6 +3,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "dist/watchdog.h"
+
 enum status model_args_configure(const struct model_args *args, struct config *config) {
   TRY(config_init(config));
   for (int i = 0; i < args->set.n; i++) TRY(config_set(config, args->set.items[i]));
@@ -21,5 +23,7 @@ enum status model_args_open(const struct model_args *args, const struct config *
   options.adapter = args->adapter;
   options.any_base = args->any_base;
   TRY(job_open(config, &options, job));
-  return job_load(job);
+  TRY(job_load(job));
+  watchdog_set_task(NULL);
+  return STATUS_OK;
 }

@@ -90,18 +90,29 @@ enum status output_dir_prepare(const char *path, bool resume, bool overwrite) {
 
 #define LOCK_FILE "%s/.lock"
 
-/* Open the file and lock it: 0, EAGAIN while somebody else has it, ENOTSUP where there are no locks, or another error
- * of open. *fd_p is open unless that is so. */
+/* The one who had the lock may have removed the file meanwhile: then somebody may make and lock it anew. */
+static bool is_the_file(int fd, const char *file) {
+  struct stat own, present;
+  return fstat(fd, &own) == 0 && stat(file, &present) == 0 && own.st_dev == present.st_dev &&
+         own.st_ino == present.st_ino;
+}
+
+/* Open the file and lock it: 0, EAGAIN while somebody else has it, ENOTSUP where there are no locks, or what went
+ * wrong. *fd_p is open if it is 0 or EAGAIN. */
 static int try_lock(const char *file, int *fd_p) {
   struct flock whole = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
-  struct stat own, present;
-  int fd = *fd_p = open(file, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0666);
-  if (fd < 0) return errno;
-  if (fcntl(fd, F_OFD_SETLK, &whole) != 0) return errno == EACCES || errno == EAGAIN ? EAGAIN : ENOTSUP;
-  /* The one who had it may have removed it meanwhile. */
-  bool same =
-      fstat(fd, &own) == 0 && stat(file, &present) == 0 && own.st_dev == present.st_dev && own.st_ino == present.st_ino;
-  return same ? 0 : EAGAIN;
+  for (int attempt = 0; attempt < 100; attempt++) {
+    int fd = *fd_p = open(file, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0666);
+    if (fd < 0) return errno;
+    int error = fcntl(fd, F_OFD_SETLK, &whole) == 0 ? 0 : errno;
+    if (error == EACCES || error == EAGAIN) return EAGAIN;
+    if (error == 0 && is_the_file(fd, file)) return 0;
+    close(fd);
+    *fd_p = -1;
+    if (error == ENOLCK || error == EOPNOTSUPP || error == ENOSYS || error == EINVAL) return ENOTSUP;
+    if (error != 0 && error != EINTR && error != ESTALE) return error;
+  }
+  return EBUSY;
 }
 
 /* Who has the lock, as it wrote down itself. */
@@ -141,11 +152,14 @@ enum status output_dir_lock(const char *path, double patience, bool (*stop)(void
     *lock_p = fd;
     return STATUS_OK;
   }
-  if (fd < 0) return status_set(STATUS_SYSTEM, "cannot open %s: %s", file, strerror(error));
+  if (error == ENOTSUP) {
+    log_warn("%s: its file system has no locks: no other job may write to it", path);
+    return STATUS_OK;
+  }
+  if (fd < 0) return status_set(STATUS_SYSTEM, "cannot lock %s: %s", file, strerror(error));
   read_owner(fd, owner, sizeof owner);
   close(fd);
-  if (error == ENOTSUP) log_warn("%s: its file system has no locks: no other job may write to it", path);
-  if (error == ENOTSUP || stop()) return STATUS_OK;
+  if (stop()) return STATUS_OK;
   return status_set(STATUS_USAGE, "output directory %s is being written by %s: give another output, or end that job",
                     path, owner);
 }

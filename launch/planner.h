@@ -100,7 +100,7 @@ int64_t planner_nodes(const struct plan_job *job);
 
 /* STATUS_USAGE where the job needs more nodes than there are, with the next numbers of
  * ranks that do not. A sweep does not ask: it is about more nodes of the same kind. */
-enum status planner_check_room(const struct cluster *cluster, const struct plan_job *job);
+enum status planner_check_nodes(const struct cluster *cluster, const struct plan_job *job);
 
 /* config's own layout on that many ranks: its tp, pp, sequence, recompute, base_dtype, micro_batch. */
 struct plan_layout planner_configured(const struct planner *planner, int64_t ranks);

@@ -77,10 +77,14 @@ void planner_free_costs(struct planner *planner);
 /* Groups of tp ranks lie within a node, or on whole nodes. */
 bool planner_placed_well(const struct plan_job *job, int64_t tp);
 
-/* Groups of n ranks, `stride` apart, cut the job's ranks in blocks of n stride. The
- * fewest ranks of a group on a node that it is on: of the group whose spread is worst,
- * as its ranks there carry most to other nodes. n: every group is within a node. */
-int64_t planner_fewest_on_node(const struct plan_job *job, int64_t n, int64_t stride);
+/* Groups of n ranks, `stride` apart, cut the job's ranks in blocks of n stride. How
+ * they lie on nodes, each number of the group that has it worst: 9 ranks on nodes of 8
+ * are 8 and 1, so fewest is 1 and nodes 2. */
+struct plan_spread {
+  int64_t fewest; /* ranks of a group on a node that it is on: they carry most to other nodes. n: all within a node */
+  int64_t nodes;  /* most that a group is on */
+};
+struct plan_spread planner_spread(const struct plan_job *job, int64_t n, int64_t stride);
 
 /* Do all ranks of a stage find their neighbours of the next on their own node? */
 bool planner_stages_share_node(const struct plan_job *job, const struct plan_layout *layout, int stage);

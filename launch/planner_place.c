@@ -16,20 +16,20 @@ struct plan_job planner_job(const struct cluster *cluster, int64_t ranks, int64_
 
 int64_t planner_nodes(const struct plan_job *job) { return (job->ranks + job->per_node - 1) / job->per_node; }
 
-static bool has_room(const struct cluster *cluster, int64_t ranks) {
+static bool enough_nodes(const struct cluster *cluster, int64_t ranks) {
   const struct plan_job job = planner_job(cluster, ranks, 1);
   return planner_nodes(&job) <= cluster->nodes;
 }
 
-enum status planner_check_room(const struct cluster *cluster, const struct plan_job *job) {
+enum status planner_check_nodes(const struct cluster *cluster, const struct plan_job *job) {
   int64_t most = cluster->nodes * cluster->device.per_node, below = job->ranks, above = job->ranks;
   if (planner_nodes(job) <= cluster->nodes) return STATUS_OK;
   if (job->ranks > most)
     return status_set(STATUS_USAGE, "%" PRId64 " ranks, but %s has %" PRId64, job->ranks, cluster->name, most);
   do below--;
-  while (!has_room(cluster, below)); /* ends at 1 */
+  while (!enough_nodes(cluster, below)); /* ends at 1 */
   do above++;
-  while (!has_room(cluster, above)); /* ends at all ranks */
+  while (!enough_nodes(cluster, above)); /* ends at all ranks */
   return status_set(STATUS_USAGE,
                     "%" PRId64 " ranks need %" PRId64
                     " nodes, since Slurm starts equally many on each, but %s has "
@@ -50,27 +50,30 @@ static int64_t common_divisor(int64_t a, int64_t b) {
   return a;
 }
 
-/* The same for one group, whose first rank is `first`. */
-static int64_t fewest_of_group(int64_t per_node, int64_t first, int64_t n, int64_t stride) {
+/* One group of planner_spread, whose first rank is `first`; stride < per_node. */
+static struct plan_spread spread_of_group(int64_t per_node, int64_t first, int64_t n, int64_t stride) {
   int64_t last = first + (n - 1) * stride, nodes = last / per_node - first / per_node + 1;
-  if (nodes == 1) return n;
+  if (nodes == 1) return (struct plan_spread){.fewest = n, .nodes = 1};
   int64_t fewest = (per_node - first % per_node + stride - 1) / stride; /* on its first node */
   int64_t on_last = last % per_node / stride + 1, between = per_node / stride;
   if (on_last < fewest) fewest = on_last;
-  return nodes > 2 && between < fewest ? between : fewest;
+  if (nodes > 2 && between < fewest) fewest = between;
+  return (struct plan_spread){.fewest = fewest, .nodes = nodes};
 }
 
-int64_t planner_fewest_on_node(const struct plan_job *job, int64_t n, int64_t stride) {
-  if (n < 2) return n;
-  if (stride >= job->per_node) return 1;
-  int64_t size = n * stride, blocks = job->ranks / size, fewest = n;
+struct plan_spread planner_spread(const struct plan_job *job, int64_t n, int64_t stride) {
+  struct plan_spread worst = {.fewest = n, .nodes = 1};
+  if (n < 2) return worst;
+  if (stride >= job->per_node) return (struct plan_spread){.fewest = 1, .nodes = n};
+  int64_t size = n * stride, blocks = job->ranks / size;
   int64_t period = job->per_node / common_divisor(job->per_node, size); /* then blocks lie as before */
   for (int64_t block = 0; block < blocks && block < period; block++)
-    for (int64_t i = 0; i < stride && fewest > 1; i++) {
-      int64_t of_group = fewest_of_group(job->per_node, block * size + i, n, stride);
-      if (of_group < fewest) fewest = of_group;
+    for (int64_t i = 0; i < stride; i++) {
+      struct plan_spread group = spread_of_group(job->per_node, block * size + i, n, stride);
+      if (group.fewest < worst.fewest) worst.fewest = group.fewest;
+      if (group.nodes > worst.nodes) worst.nodes = group.nodes;
     }
-  return fewest;
+  return worst;
 }
 
 bool planner_stages_share_node(const struct plan_job *job, const struct plan_layout *layout, int stage) {

@@ -171,10 +171,10 @@ static void print_comparison(const struct plan_report *r) {
 static enum status print_command(const struct plan_report *report, const struct plan_result *r) {
   char *command;
   TRY(plan_command(report, r, &command));
-  if (command)
-    printf("\nstart it\n  %s\n", command);
-  else
-    printf("\nit cannot be started: lorashard does not run on this cluster (launcher: none)\n");
+  if (command) printf("\nstart it\n  %s\n", command);
+  if (command && report->trains)
+    printf("it trains the run's own base, %s; the sizes above are %s's\n", report->trains, report->model);
+  if (!command) printf("\nit cannot be started: lorashard does not run on this cluster (launcher: none)\n");
   free(command);
   return STATUS_OK;
 }

@@ -17,6 +17,7 @@ struct plan_report {
   const char *model;      /* as the user named it */
   const char *run;        /* path of the run's configuration, or NULL */
   const char *base;       /* what train must be told to open, where the run may name another base; or NULL */
+  const char *trains;     /* the base that train opens though `model` gives the sizes here; or NULL: they are its own */
   bool assumed_dtype;     /* the type of the weights is plan's choice: the model does not say it */
   const char *const *set; /* [n_set] KEY=VALUE of the user */
   int n_set;

@@ -86,17 +86,19 @@ static double adapter_time(const struct predict *p, const struct plan_pairs *fro
 
 /* --- messages --- */
 
-/* `calls` collectives over n ranks that are `stride` apart, each of `bytes`. */
+/* `calls` collectives over n ranks that are `stride` apart, each of `bytes`. A group counts as if every node that it is
+ * on held as few of its ranks as the one that holds fewest. */
 static void add_collective(const struct predict *p, struct plan_traffic *t, enum cluster_pattern pattern, double calls,
                            double bytes, int64_t n, int64_t stride) {
   if (n < 2 || calls <= 0 || bytes <= 0) return;
-  int64_t here = planner_fewest_on_node(p->job, n, stride), nodes = (n + here - 1) / here;
+  const struct plan_spread spread = planner_spread(p->job, n, stride);
+  const int64_t here = spread.fewest, nodes = spread.nodes;
   double passes = pattern == CLUSTER_ALL_REDUCE ? 2 : 1;
   t->calls += calls;
   t->bytes += calls * bytes;
   t->node += calls * passes * bytes * (double)(here - 1) / (double)here;
   t->network += calls * passes * bytes / (double)here * (double)(nodes - 1) / (double)nodes;
-  t->seconds += calls * cluster_time(p->planner->cluster, pattern, bytes, n, here, p->job->per_node);
+  t->seconds += calls * cluster_time(p->planner->cluster, pattern, bytes, here * nodes, here, p->job->per_node);
 }
 
 /* A sum over tp, or with sequence parallelism half of one: a reduce-scatter. */

@@ -8,12 +8,16 @@
 #include <unistd.h>
 
 #include "dist/mesh.h"
+#include "dist/mesh_compare.h"
 #include "io/log.h"
 #include "launch/peers.h"
 #include "launch/stop_signal.h"
 
 static int own_rank;
 static const char *lost_hint = "";
+static uint64_t command_line;
+
+uint64_t ranks_command_line(void) { return command_line; }
 
 enum status ranks_agree(enum status own) {
   char message[1024];
@@ -67,6 +71,7 @@ static enum log_level wanted_level(void) {
 
 enum status ranks_run(int argc, char **argv, enum status (*body)(int argc, char **argv)) {
   int world = 1, rank = 0;
+  for (int i = 1; i < argc; i++) command_line = mesh_hash(command_line, argv[i], strlen(argv[i]) + 1);
   peers_block_signal();
   enum status status = mesh_start(&world, &rank);
   own_rank = rank;

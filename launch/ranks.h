@@ -9,6 +9,8 @@
 #ifndef LORASHARD_LAUNCH_RANKS_H
 #define LORASHARD_LAUNCH_RANKS_H
 
+#include <stdint.h>
+
 #include "io/status.h"
 
 /* Start MPI if this process is one of several, call body, stop MPI. Ranks but
@@ -16,6 +18,9 @@
  * body returns must have been agreed on by all ranks; it is printed here, and the
  * message is empty on return. */
 enum status ranks_run(int argc, char **argv, enum status (*body)(int argc, char **argv));
+
+/* Hash of this rank's arguments, the program's own name left out; 0 outside of ranks_run. */
+uint64_t ranks_command_line(void);
 
 /* Called by every rank. STATUS_OK if all have it; else everyone gets the failing
  * status, and all but one an empty message, which is not printed. */

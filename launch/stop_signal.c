@@ -45,7 +45,7 @@ static void stop_now(int number) {
 /* A step may be long: who asked shall not ask again for want of an answer. */
 static void confirm(void) {
   static const char line[] =
-      "\nlorashard: asked to stop: the step is finished and saved first; a second signal ends it at once\n";
+      "\nlorashard: asked to stop: a step under way is finished and saved first; a second signal ends it at once\n";
   const int skip = !terminal; /* the line break ends a progress line */
   ssize_t written = turn == 0 ? write(STDERR_FILENO, line + skip, sizeof line - 1 - (size_t)skip) : 0;
   (void)written;
@@ -68,6 +68,7 @@ void stop_signal_watch(int rank) {
   memset(&action, 0, sizeof action);
   turn = rank < LAST_TURN ? rank : LAST_TURN;
   terminal = isatty(STDERR_FILENO);
+  signal(SIGPIPE, SIG_IGN); /* Ctrl-C ends a tee behind this program, too */
   action.sa_handler = on_signal;
   action.sa_flags = SA_RESTART;
   /* One at a time: the handler looks at what the one before it noted. */

@@ -22,6 +22,7 @@
 #include "launch/saver.h"
 #include "launch/stop_signal.h"
 #include "launch/train_step.h"
+#include "lora/replicas.h"
 
 struct run {
   struct job *job;
@@ -187,8 +188,9 @@ static enum status take_output(struct run *run, const struct train_options *opti
   const char *output = run->config->output;
   TRY(output_dir_prepare(output, options->resume, options->overwrite));
   const char *task = watchdog_set_task("waits for another job to end");
-  enum status status =
-      output_dir_lock(output, options->resume ? run->config->dist.timeout_s + 10 : 0, stop_signal_came, &run->lock);
+  const double limit = run->config->dist.timeout_s, patience = limit + (limit < 10 ? limit : 10);
+  const bool again = options->resume || options->overwrite;
+  enum status status = output_dir_lock(output, again ? patience : 0, stop_signal_came, &run->lock);
   watchdog_set_task(task);
   return status;
 }
@@ -227,9 +229,12 @@ static void tell_progress(const struct run *run) {
 
 static enum status checkpoint(struct run *run) {
   bool pending = saver_pending(run->saver);
+  watchdog_set_task("writes a checkpoint");
   TRY(saver_finish(run->saver));
   if (pending) tell_progress(run);
-  return ranks_agree(saver_begin(run->saver, &run->state));
+  TRY(ranks_agree(saver_begin(run->saver, &run->state)));
+  watchdog_set_task(NULL);
+  return STATUS_OK;
 }
 
 static struct metrics_comm counts_of(const struct comm *comm) {
@@ -306,6 +311,8 @@ static enum status advance(struct run *run, bool *stop) {
   if (!result.skipped && speaks_for_stage(run))
     ranks_must(idle_check_step(&run->idle, &run->job->adapters, run->job->device));
   record(run, &result, now() - start, &line);
+  if (due(run->config->train.check_every, run->state.step, false))
+    TRY(ranks_agree(replicas_compare(&run->job->adapters.params, run->job->mesh, run->job->device)));
   if (saver_pending(run->saver) && !signals.writing) publish(run);
   bool last = run->state.step >= run->plan.steps, asked = signals.stop;
   if (speaks(run)) progress_step(&run->progress, now(), run->state.step, result.loss, line.tokens_per_second);
@@ -329,6 +336,7 @@ static enum status loop(struct run *run, bool foreign) {
   while (!stop && status == STATUS_OK) status = advance(run, &stop);
   if (speaks(run)) status == STATUS_OK ? progress_end(&run->progress) : progress_clear(&run->progress);
   TRY(status);
+  watchdog_set_task("writes a checkpoint");
   return saver_finish(run->saver);
 }
 

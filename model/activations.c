@@ -134,7 +134,8 @@ static enum status add_exchange(struct model *model, struct memory_table *table)
 static enum status add_head(struct model *model, struct memory_table *table) {
   struct activations *a = &model->acts;
   const int64_t D = model->facts.d_model, De = model->facts.d_embed;
-  /* Rows of logits begin 16 bytes apart in either type, as a GPU's products and vector loads want them. */
+  /* Rows of logits begin at multiples of 16 bytes in either type, as a GPU's products and vector loads want them: 8
+   * elements. */
   const int64_t V = (max64(model->shard.vocab.n, 1) + 7) / 8 * 8;
   const int64_t part = (model->facts.n_vocab + model->shard.n_tp - 1) / model->shard.n_tp, M = a->max_tokens;
   a->chunk = activations_chunk(model->facts.n_vocab, model->shard.n_tp, model->device->host_memory);

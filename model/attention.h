@@ -14,7 +14,7 @@ enum status attention_sublayer_forward(struct model *model, const struct batch *
                                        struct layer_saved *s);
 
 /* d_attn [M, H_t E] act (shard) -> the entry's gradient =, partial (D columns where `below`); the pairs' dB +=, and
- * dA += but with sequence parallelism (entry_backward). */
+ * dA +=, except with sequence parallelism (entry_backward). */
 enum status attention_sublayer_backward(struct model *model, const struct batch *batch, const struct entry *entry,
                                         struct layer_saved *s, struct tensor_view d_attn, bool below);
 

@@ -82,7 +82,7 @@ static enum status again_for(struct model *m, const struct batch *b, const struc
 }
 
 /* From dy (whole, act): the entry's gradient = (or += with `accumulate`), partial; D columns where `below`. down's
- * dA, dB +=; gate's and up's dB +=, and dA += but with sequence parallelism (entry_backward). */
+ * dA, dB +=; gate's and up's dB +=, and dA +=, except with sequence parallelism (entry_backward). */
 static enum status ffn_backward(struct model *m, const struct batch *b, const struct entry *e, struct layer_saved *s,
                                 struct tensor_view dy, bool below, bool accumulate) {
   const int layer = e->layer;
@@ -105,8 +105,8 @@ static enum status ffn_backward(struct model *m, const struct batch *b, const st
   return linear_column_backward(m, b, e, MODULE_UP, s->h[MODULE_UP], s->up, below, accumulate);
 }
 
-/* From dy (whole, act): the entry's gradient =, partial. o's dA, dB +=; q's, k's and v's dB +=, and dA += but with
- * sequence parallelism. */
+/* From dy (whole, act): the entry's gradient =, partial. o's dA, dB +=; q's, k's and v's dB +=, and dA +=, except
+ * with sequence parallelism. */
 static enum status attention_backward(struct model *m, const struct batch *b, const struct entry *e,
                                       struct layer_saved *s, struct tensor_view dy) {
   const int layer = e->layer;

@@ -80,8 +80,8 @@ const char *device_memory_remedy(const char *what) {
   } known[] = {
       {"weights", "use a larger parallel.tp or parallel.pp, or train.base_dtype: int8 or nf4"},
       {"activations",
-       "use a smaller train.micro_batch, shorter sequences, train.recompute, parallel.sequence, or a larger "
-       "parallel.tp"},
+       "use a smaller train.micro_batch, shorter sequences, a larger parallel.tp, or in training "
+       "train.recompute or parallel.sequence"},
       {"adapters, gradients and moments",
        "use a smaller lora.r, fewer lora.targets, or a larger parallel.tp or "
        "parallel.pp"},

@@ -133,6 +133,32 @@ static void test_defaults(void **state) {
   }
 }
 
+/* A type that weights cannot be made up in is as none, and does not hide the other name's. */
+static void test_dtype_names(void **state) {
+  (void)state;
+  static const struct {
+    const char *pairs;
+    bool known;
+    enum dtype dtype;
+  } rows[] = {
+      {"", false, 0},
+      {", \"dtype\": \"float16\"", true, DTYPE_F16},
+      {", \"torch_dtype\": \"float32\"", true, DTYPE_F32},
+      {", \"dtype\": \"bfloat16\", \"torch_dtype\": \"float32\"", true, DTYPE_BF16},
+      {", \"dtype\": \"auto\", \"torch_dtype\": \"bfloat16\"", true, DTYPE_BF16},
+      {", \"dtype\": null, \"torch_dtype\": \"float16\"", true, DTYPE_F16},
+      {", \"dtype\": \"float32\", \"torch_dtype\": \"int8\"", true, DTYPE_F32},
+      {", \"dtype\": \"int8\", \"torch_dtype\": \"auto\"", false, 0},
+  };
+  for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+    char text[128];
+    struct model_facts f;
+    snprintf(text, sizeof text, "{\"model_type\": \"llama\"%s}", rows[i].pairs);
+    if (parse(text, &f) != STATUS_OK) fail_msg("%s: %s", rows[i].pairs, status_message());
+    if (f.has_dtype != rows[i].known || (f.has_dtype && f.dtype != rows[i].dtype)) fail_msg("%s", rows[i].pairs);
+  }
+}
+
 static void test_family_options(void **state) {
   (void)state;
   struct model_facts f;
@@ -269,9 +295,9 @@ static void test_refusals(void **state) {
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_parameter_counts), cmocka_unit_test(test_other_families_refused),
-      cmocka_unit_test(test_defaults),         cmocka_unit_test(test_family_options),
-      cmocka_unit_test(test_windows),          cmocka_unit_test(test_rotary_places),
-      cmocka_unit_test(test_refusals),
+      cmocka_unit_test(test_dtype_names),      cmocka_unit_test(test_defaults),
+      cmocka_unit_test(test_family_options),   cmocka_unit_test(test_windows),
+      cmocka_unit_test(test_rotary_places),    cmocka_unit_test(test_refusals),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,6 +1,12 @@
 #include <malloc.h>
 #include <sched.h>
 
+#include "io/base_model.h"
+#include "lora/param.h"
+#include "model/cpu/cpu_internal.h"
+#include "model/device_backend.h"
+#include "model/model.h"
+#include "model/transformer.h"
 #include "tests/model/opcheck_weights.h"
 
 static struct device *open_cpu(int n_threads) {
@@ -146,7 +152,7 @@ static void lack_of_memory_has_its_own_remedy(void **state) {
     const char *what, *says, *does_not_say;
   } cases[] = {
       {"weights", "parallel.pp, or train.base_dtype: int8 or nf4", "micro_batch"},
-      {"activations", "train.micro_batch, shorter sequences, train.recompute, parallel.sequence", "base_dtype"},
+      {"activations", "parallel.tp, or in training train.recompute or parallel.sequence", "base_dtype"},
       {"adapters, gradients and moments", "lora.r", "micro_batch"},
       {"keys and values", "shorter prompt", "micro_batch"},
       {"scratch", "train.micro_batch", "base_dtype"},
@@ -159,6 +165,45 @@ static void lack_of_memory_has_its_own_remedy(void **state) {
     assert_null(strstr(status_message(), cases[i].does_not_say));
   }
   opcheck_close(&d);
+}
+
+static void has_remedy(const char *kind) {
+  const char *any = device_memory_remedy("a test");
+  assert_non_null(kind);
+  if (strcmp(device_memory_remedy(kind), any) == 0) fail_msg("'%s' has no remedy of its own", kind);
+}
+
+/* A failure's message has the remedy of one kind. */
+static void failed_with_remedy(enum status status, const char *kind) {
+  has_remedy(kind);
+  assert_int_not_equal(status, STATUS_OK);
+  if (!strstr(status_message(), device_memory_remedy(kind))) fail_msg("not %s: %s", kind, status_message());
+}
+
+/* The names that the program gives to what it allocates are those that remedies are known for. */
+static void every_kind_of_memory_has_a_remedy(void **state) {
+  (void)state;
+  struct device *d = open_cpu(1);
+  struct tensor_source *source = NULL;
+  struct model *model = NULL;
+  struct kv_cache *cache = NULL;
+  struct shard shard;
+  struct param_list params = {0};
+  void *block;
+  opcheck_ok(base_model_open("synthetic:gpt2,layers=1", &source));
+  opcheck_ok(shard_plan(&source->facts, 1, 0, &shard));
+  const struct model_options options = {.act = DTYPE_F32, .n_positions = 8, .shard = &shard, .dry = true};
+  opcheck_ok(model_create(d, source, NULL, NULL, &options, &model));
+  opcheck_ok(model_prepare(model, &(struct prepare_options){.max_tokens = 8}));
+  has_remedy(model->weights.memory.kind);
+  has_remedy(model->acts.memory.kind);
+  failed_with_remedy(kv_cache_create(model, (int64_t)1 << 45, &cache), "keys and values");
+  params.buckets[0].n = (int64_t)1 << 56;
+  failed_with_remedy(param_list_allocate(&params, d), "adapters, gradients and moments");
+  failed_with_remedy(cpu_scratch(d, CPU_SCRATCH_WORK, (size_t)1 << 60, &block), "scratch");
+  model_destroy(&model);
+  base_model_close(&source);
+  device_close(&d);
 }
 
 /* --- copies --------------------------------------------------------------------- */
@@ -395,6 +440,7 @@ int main(void) {
       cmocka_unit_test(memory_is_zeroed_aligned_and_counted),
       cmocka_unit_test(too_much_memory_is_an_error),
       cmocka_unit_test(lack_of_memory_has_its_own_remedy),
+      cmocka_unit_test(every_kind_of_memory_has_a_remedy),
       cmocka_unit_test(copies_in_out_and_zeroes),
       cmocka_unit_test(stages_in_turns),
       cmocka_unit_test(one_queue),

@@ -15,6 +15,7 @@
 #include "golden_step.h"
 #include "lora/adamw.h"
 #include "lora/gradient.h"
+#include "lora/replicas.h"
 
 #define STEPS 5
 /* Sums of f32 products over two layers in another order: about 1e-6 of the largest element. */
@@ -53,6 +54,34 @@ static void check_copies(const char *name, int step, struct golden_model *m) {
                    : kind == 2 ? ".v"
                                : "'s gradient",
                    comm_name(comm));
+  }
+}
+
+/* A bit that one rank has otherwise is found, and the rank if others have what most have. */
+static void check_fault(const char *name, struct golden_model *m) {
+  struct param_list *params = &m->adapters.params;
+  const struct mesh *mesh = m->mesh;
+  golden_must(replicas_compare(params, mesh, m->device));
+  for (int group = 0; group < PARAM_GROUPS; group++) {
+    const struct param *p = NULL;
+    for (int i = 0; i < params->n && !p; i++)
+      if ((int)params->items[i].group == group && param_bytes(&params->items[i]) > 0) p = &params->items[i];
+    const int holders = group == PARAM_STAGE ? mesh->n_tp * mesh->n_dp : mesh->n_dp, bad = mesh->world - 1;
+    if (!p || holders < 2) continue;
+    uint32_t *word = (uint32_t *)param_host(params, p->v) + param_bytes(p) / 4 - 1;
+    if (mesh->rank == bad) *word ^= 1;
+    golden_must(param_list_send(params, m->device));
+    enum status status = replicas_compare(params, mesh, m->device);
+    bool knows = group == PARAM_STAGE || mesh->tp_rank == mesh->n_tp - 1;
+    golden_check(status == (knows ? STATUS_SYSTEM : STATUS_OK), "%s: a changed bit of %s/%s gives status %d", name,
+                 p->group_name, p->name, status);
+    char want[160], rank[96];
+    mesh_name_rank(bad, mesh_host(bad), rank, sizeof rank);
+    snprintf(want, sizeof want, "%s/%s on %s", p->group_name, p->name, holders > 2 ? rank : "rank ");
+    golden_check(!knows || strncmp(status_message(), want, strlen(want)) == 0, "%s: '%s' does not begin with '%s'",
+                 name, status_message(), want);
+    if (mesh->rank == bad) *word ^= 1;
+    golden_must(param_list_send(params, m->device));
   }
 }
 
@@ -101,6 +130,7 @@ static void run_case(const char *name, struct mesh *mesh, struct mesh *alone, bo
     update(&reference, want, clip_norm, step);
     check_copies(name, step, &m);
   }
+  check_fault(name, &m);
   worst_weight = fmax(worst_weight, golden_compare(name, &m, &reference, GOLDEN_WEIGHTS, WEIGHT_TOLERANCE));
   n_run++;
   golden_model_close(&m);

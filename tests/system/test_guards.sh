@@ -30,7 +30,7 @@ first=$!
 eventually 30 [ -s run/metrics.jsonl ] || fault "the first job does not start: $(cat first)"
 refused 2 'output directory .*/run holds another run' train job.yaml
 refused 2 "output directory .*/run is being written by process $first on .*: give another output, or end that job" \
-  train job.yaml --overwrite
+  train job.yaml --overwrite --set dist.timeout_s=1
 timeout 60 "$LORASHARD" train job.yaml --resume --set train.steps=1000001 >second 2>&1 </dev/null &
 second=$!
 eventually 30 says second "is being written by process $first on .*: waiting up to 610 s" ||
@@ -100,13 +100,21 @@ mkdir elsewhere
 cp "$FIXTURES/data/prompt_completion.jsonl" mine.jsonl
 head -30 mine.jsonl >elsewhere/mine.jsonl
 arguments=(--set data.train=mine.jsonl)
-echo 'cd elsewhere && exec "$LORASHARD" train ../job.yaml --set data.train=mine.jsonl' >rank-1
+echo 'cd elsewhere && exec "$LORASHARD" train job.yaml --set data.train=mine.jsonl' >rank-1
+cp job.yaml elsewhere
 differ 'content of the data files than rank 0 .*: copy the same files'
 megatron mine '5 6 7 8 9' '10 11 12 13'
 megatron elsewhere/mine '5 6 7 8 8' '10 11 12 13'
 arguments=(--set data.train=mine.bin)
 sed -i 's/mine.jsonl/mine.bin/' rank-1
 differ 'content of the data files than rank 0 .*: copy the same files'
+# The fingerprint of the base does not cover the tokenizer.
+cp -r "$stories" base && cp -r "$stories" elsewhere/base && chmod -R u+w elsewhere/base
+sed -i 's/{/{"extra": 1,/' elsewhere/base/tokenizer_config.json
+sed -i '0,/"version"/s/"version"/"Version"/' elsewhere/base/tokenizer.json
+arguments=(--set base=base)
+echo 'cd elsewhere && exec "$LORASHARD" train job.yaml --set base=base' >rank-1
+differ 'tokenizer than rank 0 .*: copy the same model'
 # The same program of other sources.
 id=$("$LORASHARD" doctor 2>/dev/null | sed -n 's/.* of sources \([0-9a-f]*\)$/\1/p')
 [ ${#id} -eq 12 ] || fault "doctor does not tell the sources: '$id'"

@@ -99,11 +99,12 @@ close_to "$(weights f32.json)" "$((2 * $(weights silent.json)))" 1e-3 || # but f
   fault "a base in f32 takes $(weights f32.json) bytes, in bf16 $(weights silent.json)"
 
 # --- the command ---
-starts() { # TEXT ARGUMENTS...: the last line, the command, has the text
-  local text=$1
+starts() { # TEXT ARGUMENTS...: the command, after "start it", has the text
+  local text=$1 command
   shift
   run plan "$@"
-  tail -n 1 out | grep -qF -- "$text" || fault "'$*' does not say how to start it, '$text': $(tail -n 1 out) $(said)"
+  command=$(sed -n '/^start it$/ { n; p }' out)
+  grep -qF -- "$text" <<<"$command" || fault "'$*' does not say how to start it, '$text': $command $(said)"
 }
 starts "--set 'lora.targets=[q, v]' --set lora.r=4 --set parallel.tp=" --model gpt2 \
   --cluster "$clusters/laptop.yaml" "${lora[@]}"
@@ -125,6 +126,11 @@ starts "--set 'base=\"$golden/llama\"' --set parallel.tp=2 " --model "$golden/ll
 echo "base: /data/mine" | cat - "$clusters/runs/quickstart.yaml" >own.yaml
 starts ' own.yaml --set output=OUTPUT --set parallel.tp=2 ' --model smollm2-135m --config own.yaml \
   --cluster "$clusters/laptop.yaml" --layout config
+[ "$(tail -n 1 out)" = "it trains the run's own base, /data/mine; the sizes above are smollm2-135m's" ] ||
+  fault "plan does not say which base the command trains: $(tail -n 1 out)"
+starts ' own.yaml --set output=OUTPUT ' --model "$golden/llama" --config own.yaml --cluster "$clusters/laptop.yaml" \
+  --layout config --set data.seq_len=64
+grep -q 'it trains the run' out && fault "the command trains another base than $golden/llama: $(tail -n 1 out)"
 starts "OMP_NUM_THREADS=4 mpirun -n 2 --mca odls_base_sigkill_timeout 60 --bind-to none $LORASHARD train " --model gpt2 --cluster "$clusters/laptop.yaml"
 links='{all_reduce: {beta: 1e9}, all_gather: {beta: 1e9}, point_to_point: {beta: 1e9}}'
 sed -e 's/^nodes: 1/nodes: 2/' -e "\$a network: $links" "$clusters/laptop.yaml" >two-laptops.yaml
@@ -170,10 +176,20 @@ close_to "$(field group seconds)" "$(awk 'BEGIN { n = 1024 * 768 * 4; printf "%.
   fault "messages between stages take $(field group seconds) s"
 # Ranks 0 to 2 send to 3 to 5; 3 is beside 0, but 4 and 5 are on the other node.
 splits tp=1,pp=2,dp=3 pp 0 'b'
-# The second group of three is 3 | 4 5: what its ranks there send crosses the network as in a ring, 2 b 2 / 3.
-splits tp=3,dp=2 tp 0 '2 * b * 2 / 3'
-splits tp=5 tp 0 '2 * b * 4 / 5' # 0 1 2 3 | 4
+# The second group of three is 3 | 4 5: rank 3 sums all of b with the other node, as in a ring of two, 2 b / 2.
+splits tp=3,dp=2 tp 0 'b'
 splits tp=3,dp=2 dp 0 'b' # 0 3 | and 1 | 4
+splits tp=5,dp=1 tp 0 'b' # 0 1 2 3 | 4
+splits tp=1,dp=7 dp '2 * b * 2 / 3' 'b / 3' # 0 1 2 3 | 4 5 6
+seconds_of_b() { # SECONDS: of the last splits, an awk expression of b
+  close_to "$(field group seconds)" "$(awk -v b="$(field group bytes)" "BEGIN { printf \"%.12g\", $1 }")" 1e-9 ||
+    fault "$1 seconds for b bytes, not $(cat group)"
+}
+seconds_of_b 'b / 3 / 1e6 + 2 * b * 2 / 3 / 1e9'
+# 0 1 2 3 | 4 5 6 7 | 8: nine ranks are on three nodes, not on nine because one of them is alone; in a ring of three.
+sed -i 's/^nodes: 2/nodes: 3/' nodes.yaml
+splits tp=9,dp=1 tp 0 '2 * b * 2 / 3'
+seconds_of_b '2 * b * 2 / 3 / 1e6'
 # Under Slurm 12 ranks are 6 and 6: the second group of four is 4 5 | 6 7.
 sed -i '$a launcher: slurm' nodes.yaml
 sed -i 's/per_node: 4/per_node: 8/' nodes.yaml
