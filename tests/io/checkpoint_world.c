@@ -74,16 +74,6 @@ int world_teardown(void **state) {
   return system(command);
 }
 
-void world_ok(enum status status) {
-  if (status != STATUS_OK) fail_msg("%s", status_message());
-}
-
-void world_refused(enum status status, enum status expected, const char *a, const char *b) {
-  assert_int_equal(status, expected);
-  if (!strstr(status_message(), a) || (b && !strstr(status_message(), b)))
-    fail_msg("message lacks \"%s\" or \"%s\": %s", a, b ? b : "", status_message());
-}
-
 struct checkpoint_array world_cut(const struct checkpoint_array *whole, int64_t row, int64_t rows, int64_t col,
                                   int64_t cols) {
   struct checkpoint_array part = *whole;
@@ -118,7 +108,7 @@ void world_write_shards(const struct world *w, const char *directory, int tp) {
     char file[32];
     world_shard_arrays(w, t, tp, parts);
     snprintf(file, sizeof file, "shard-%05d.h5", t);
-    world_ok(checkpoint_write_shard(directory, file, &w->header, w->modules, N_MODULES, parts, N_ARRAYS));
+    expect_ok(checkpoint_write_shard(directory, file, &w->header, w->modules, N_MODULES, parts, N_ARRAYS));
     for (int i = 0; i < N_ARRAYS; i++) free(parts[i].data);
   }
 }
@@ -132,7 +122,7 @@ void world_write_stages(const struct world *w, const char *directory, int tp, in
       for (int i = 0; i < N_ARRAYS; i++)
         if (s != (i < 4 ? 0 : pp - 1)) parts[i].part_rows = parts[i].part_cols = 0;
       snprintf(file, sizeof file, "shard-tp%04d-pp%04d.h5", t, s);
-      world_ok(checkpoint_write_shard(directory, file, &w->header, w->modules, N_MODULES, parts, N_ARRAYS));
+      expect_ok(checkpoint_write_shard(directory, file, &w->header, w->modules, N_MODULES, parts, N_ARRAYS));
       for (int i = 0; i < N_ARRAYS; i++) free(parts[i].data);
     }
 }
@@ -140,9 +130,9 @@ void world_write_stages(const struct world *w, const char *directory, int tp, in
 void world_publish_step(struct world *w, int64_t step, int tp, int keep_last) {
   char directory[256];
   w->header.step = step;
-  world_ok(checkpoint_begin(w->output, step, directory, sizeof directory));
+  expect_ok(checkpoint_begin(w->output, step, directory, sizeof directory));
   world_write_shards(w, directory, tp);
-  world_ok(checkpoint_publish(w->output, step, &w->header, w->modules, N_MODULES, "lora:\n  r: 4\n", keep_last));
+  expect_ok(checkpoint_publish(w->output, step, &w->header, w->modules, N_MODULES, "lora:\n  r: 4\n", keep_last));
 }
 
 bool world_has(const struct checkpoint *checkpoint, const char *group, const char *name) {
@@ -155,7 +145,7 @@ bool world_has(const struct checkpoint *checkpoint, const char *group, const cha
 
 void world_check_content(const struct world *w, const char *path, bool with_optimizer) {
   struct checkpoint *checkpoint = NULL;
-  world_ok(checkpoint_open(path, &checkpoint));
+  expect_ok(checkpoint_open(path, &checkpoint));
   assert_memory_equal(checkpoint_header(checkpoint), &w->header, sizeof w->header);
   assert_string_equal(checkpoint_config(checkpoint), "lora:\n  r: 4\n");
   const struct checkpoint_module *modules;
@@ -171,14 +161,14 @@ void world_check_content(const struct world *w, const char *path, bool with_opti
     if (!expected) continue;
     struct checkpoint_array read = *whole;
     read.data = malloc((size_t)(whole->rows * whole->cols) * sizeof(float));
-    world_ok(checkpoint_read(checkpoint, &read));
+    expect_ok(checkpoint_read(checkpoint, &read));
     assert_memory_equal(read.data, whole->data, (size_t)(whole->rows * whole->cols) * sizeof(float));
     free(read.data);
     /* A part that crosses every shard's edge. */
     int64_t row = whole->rows / 3, col = whole->cols / 3, rows = whole->rows - row, cols = whole->cols - col - 1;
     struct checkpoint_array want = world_cut(whole, row, rows, col, cols), got = want;
     got.data = calloc((size_t)(rows * cols + 1), sizeof(float));
-    world_ok(checkpoint_read(checkpoint, &got));
+    expect_ok(checkpoint_read(checkpoint, &got));
     assert_memory_equal(got.data, want.data, (size_t)(rows * cols) * sizeof(float));
     free(got.data);
     free(want.data);
@@ -218,7 +208,7 @@ const char *world_path(const struct world *w, const char *name) {
 }
 
 void world_write_whole(struct world *w, const char *path) {
-  world_ok(checkpoint_write_file(path, &w->header, w->modules, N_MODULES, "lora:\n  r: 4\n", w->arrays, N_ARRAYS));
+  expect_ok(checkpoint_write_file(path, &w->header, w->modules, N_MODULES, "lora:\n  r: 4\n", w->arrays, N_ARRAYS));
 }
 
 void world_patch(const char *path, off_t offset, char value) {

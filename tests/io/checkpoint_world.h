@@ -14,6 +14,7 @@
 #include <cmocka.h>
 
 #include "io/checkpoint.h"
+#include "scratch.h"
 
 #define N_MODULES 3
 #define N_ARRAYS  12 /* A, B, A.m, B.m of each */
@@ -31,12 +32,6 @@ struct world {
 /* cmocka's set-up and tear-down: a temporary directory and a struct world. */
 int world_setup(void **state);
 int world_teardown(void **state);
-
-/* Fail the test with the message of a call that should have gone well. */
-void world_ok(enum status status);
-
-/* The call failed with this code and a message that holds all the given words. */
-void world_refused(enum status status, enum status expected, const char *a, const char *b);
 
 /* NAME under the world's directory; the last four results stay valid. */
 const char *world_path(const struct world *w, const char *name);

@@ -13,36 +13,13 @@
 #include <cmocka.h>
 
 #include "io/peft.h"
-
-static char root[64];
-
-static int setup(void **state) {
-  (void)state;
-  strcpy(root, "/tmp/test_adapter_set_XXXXXX");
-  return mkdtemp(root) ? 0 : -1;
-}
-
-static int teardown(void **state) {
-  (void)state;
-  char command[128];
-  snprintf(command, sizeof command, "rm -rf %s", root);
-  return system(command);
-}
-
-static void ok(enum status status) {
-  if (status != STATUS_OK) fail_msg("%s", status_message());
-}
-
-static void refused(enum status status, enum status expected, const char *word) {
-  assert_int_equal(status, expected);
-  if (!strstr(status_message(), word)) fail_msg("message lacks \"%s\": %s", word, status_message());
-}
+#include "scratch.h"
 
 static const char *at_root(const char *name) {
   static char paths[4][256];
   static int next;
   char *path = paths[next++ % 4];
-  snprintf(path, sizeof paths[0], "%s/%s", root, name);
+  snprintf(path, sizeof paths[0], "%s/%s", scratch_root, name);
   return path;
 }
 
@@ -76,8 +53,8 @@ static void test_read(void **state) {
     arrays[i].part_cols = arrays[i].cols;
     arrays[i].data = random_values(arrays[i].rows * arrays[i].cols, (unsigned)i);
   }
-  ok(checkpoint_write_file(at_root("own.h5"), &header, modules, 2, "", arrays, 4));
-  ok(adapter_set_read(at_root("own.h5"), &facts, &set, &read));
+  expect_ok(checkpoint_write_file(at_root("own.h5"), &header, modules, 2, "", arrays, 4));
+  expect_ok(adapter_set_read(at_root("own.h5"), &facts, &set, &read));
   assert_int_equal(read.step, 3);
   assert_int_equal(set.n_modules, 2);
   assert_int_equal(set.modules[0].layer, 0);
@@ -86,29 +63,30 @@ static void test_read(void **state) {
   assert_memory_equal(set.modules[1].A, arrays[0].data, 2 * 16 * sizeof(float));
   assert_memory_equal(set.modules[1].B, arrays[1].data, 24 * 2 * sizeof(float));
   adapter_set_free(&set);
-  ok(adapter_set_read(at_root("own.h5"), NULL, &set, NULL));
+  expect_ok(adapter_set_read(at_root("own.h5"), NULL, &set, NULL));
   adapter_set_free(&set);
   facts.d_ffn = 48;
-  refused(adapter_set_read(at_root("own.h5"), &facts, &set, NULL), STATUS_USAGE, "layers/2/up");
+  expect_refused(adapter_set_read(at_root("own.h5"), &facts, &set, NULL), STATUS_USAGE, "layers/2/up", NULL);
   modules[0].r = 4; /* the group says 4, the arrays have 2 */
-  ok(checkpoint_write_file(at_root("own.h5"), &header, modules, 2, "", arrays, 4));
-  refused(adapter_set_read(at_root("own.h5"), NULL, &set, NULL), STATUS_DATA, "layers/2/up/A is [2, 16], not [4, 16]");
+  expect_ok(checkpoint_write_file(at_root("own.h5"), &header, modules, 2, "", arrays, 4));
+  expect_refused(adapter_set_read(at_root("own.h5"), NULL, &set, NULL), STATUS_DATA,
+                 "layers/2/up/A is [2, 16], not [4, 16]", NULL);
   modules[0].r = 2;
   strcpy(modules[0].group, "layers/2/elbow");
   strcpy(arrays[0].group, modules[0].group);
   strcpy(arrays[1].group, modules[0].group);
-  ok(checkpoint_write_file(at_root("own.h5"), &header, modules, 2, "", arrays, 4));
-  refused(adapter_set_read(at_root("own.h5"), NULL, &set, NULL), STATUS_DATA, "layers/2/elbow");
+  expect_ok(checkpoint_write_file(at_root("own.h5"), &header, modules, 2, "", arrays, 4));
+  expect_refused(adapter_set_read(at_root("own.h5"), NULL, &set, NULL), STATUS_DATA, "layers/2/elbow", NULL);
   /* A module without its B. */
   strcpy(modules[0].group, "layers/2/up");
   strcpy(arrays[0].group, modules[0].group);
-  ok(checkpoint_write_file(at_root("own.h5"), &header, modules, 2, "",
-                           (struct checkpoint_array[]){arrays[0], arrays[2], arrays[3]}, 3));
-  refused(adapter_set_read(at_root("own.h5"), NULL, &set, NULL), STATUS_DATA, "has no layers/2/up/B");
+  expect_ok(checkpoint_write_file(at_root("own.h5"), &header, modules, 2, "",
+                                  (struct checkpoint_array[]){arrays[0], arrays[2], arrays[3]}, 3));
+  expect_refused(adapter_set_read(at_root("own.h5"), NULL, &set, NULL), STATUS_DATA, "has no layers/2/up/B", NULL);
   for (int i = 0; i < 4; i++) free(arrays[i].data);
 }
 
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test_setup_teardown(test_read, setup, teardown)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test_setup_teardown(test_read, scratch_setup, scratch_teardown)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

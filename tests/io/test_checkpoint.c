@@ -31,7 +31,7 @@ static void test_round_trip_step(void **state) {
     world_publish_step(w, tp, tp, 0);
     char path[256];
     int64_t step;
-    world_ok(checkpoint_find_latest(w->output, path, sizeof path, &step));
+    expect_ok(checkpoint_find_latest(w->output, path, sizeof path, &step));
     assert_int_equal(step, tp);
     world_check_content(w, path, true);
   }
@@ -44,12 +44,12 @@ static void test_stages(void **state) {
   world_write_whole(w, world_path(w, "whole.h5"));
   for (int pp = 2; pp <= 3; pp++) {
     const char *step = world_path(w, "out/step-000100");
-    world_ok(checkpoint_begin(w->output, 100, directory, sizeof directory));
+    expect_ok(checkpoint_begin(w->output, 100, directory, sizeof directory));
     world_write_stages(w, directory, 2, pp);
-    world_ok(checkpoint_publish(w->output, 100, &w->header, w->modules, N_MODULES, "lora:\n  r: 4\n", 0));
+    expect_ok(checkpoint_publish(w->output, 100, &w->header, w->modules, N_MODULES, "lora:\n  r: 4\n", 0));
     assert_int_equal(world_count_entries(step, "shard-tp"), 2 * pp);
     world_check_content(w, step, true);
-    world_ok(checkpoint_gather(step, world_path(w, "gathered.h5"), true, DTYPE_F32));
+    expect_ok(checkpoint_gather(step, world_path(w, "gathered.h5"), true, DTYPE_F32));
     world_assert_same_bytes(world_path(w, "whole.h5"), world_path(w, "gathered.h5"));
   }
 }
@@ -59,18 +59,18 @@ static void test_stages(void **state) {
 static void test_missing_stage(void **state) {
   struct world *w = *state;
   char directory[256], file[320];
-  world_ok(checkpoint_begin(w->output, 100, directory, sizeof directory));
+  expect_ok(checkpoint_begin(w->output, 100, directory, sizeof directory));
   world_write_stages(w, directory, 2, 2);
   for (int t = 0; t < 2; t++) {
     snprintf(file, sizeof file, "%s/shard-tp%04d-pp0001.h5", directory, t);
     assert_int_equal(unlink(file), 0);
   }
-  world_refused(checkpoint_publish(w->output, 100, &w->header, w->modules, N_MODULES, NULL, 0), STATUS_DATA,
-                "layers/2/o", "in none of the 2 shards");
-  world_ok(checkpoint_begin(w->output, 100, directory, sizeof directory));
+  expect_refused(checkpoint_publish(w->output, 100, &w->header, w->modules, N_MODULES, NULL, 0), STATUS_DATA,
+                 "layers/2/o", "in none of the 2 shards");
+  expect_ok(checkpoint_begin(w->output, 100, directory, sizeof directory));
   world_write_stages(w, directory, 2, 2);
-  world_refused(checkpoint_publish(w->output, 100, &w->header, w->modules, 1, NULL, 0), STATUS_DATA, "layers/",
-                "not a module of this job");
+  expect_refused(checkpoint_publish(w->output, 100, &w->header, w->modules, 1, NULL, 0), STATUS_DATA, "layers/",
+                 "not a module of this job");
   assert_int_equal(world_count_entries(w->output, "step-000100"), 1); /* the .tmp */
 }
 
@@ -84,24 +84,24 @@ static void test_equal_bytes(void **state) {
   sleep(1); /* HDF5's time stamps have seconds */
   for (int i = 0; i < N_MODULES; i++) modules[i] = w->modules[N_MODULES - 1 - i];
   for (int i = 0; i < N_ARRAYS; i++) arrays[i] = w->arrays[N_ARRAYS - 1 - i];
-  world_ok(checkpoint_write_file(world_path(w, "b.h5"), &w->header, modules, N_MODULES, "lora:\n  r: 4\n", arrays,
-                                 N_ARRAYS));
+  expect_ok(checkpoint_write_file(world_path(w, "b.h5"), &w->header, modules, N_MODULES, "lora:\n  r: 4\n", arrays,
+                                  N_ARRAYS));
   world_assert_same_bytes(world_path(w, "a.h5"), world_path(w, "b.h5"));
   world_publish_step(w, 100, 3, 0);
-  world_ok(checkpoint_gather(world_path(w, "out/step-000100"), world_path(w, "c.h5"), true, DTYPE_F32));
+  expect_ok(checkpoint_gather(world_path(w, "out/step-000100"), world_path(w, "c.h5"), true, DTYPE_F32));
   world_assert_same_bytes(world_path(w, "a.h5"), world_path(w, "c.h5"));
-  world_ok(checkpoint_gather(world_path(w, "a.h5"), world_path(w, "d.h5"), true, DTYPE_F32));
+  expect_ok(checkpoint_gather(world_path(w, "a.h5"), world_path(w, "d.h5"), true, DTYPE_F32));
   world_assert_same_bytes(world_path(w, "a.h5"), world_path(w, "d.h5"));
 }
 
 static void test_gather_weights_only(void **state) {
   struct world *w = *state;
   world_publish_step(w, 100, 2, 0);
-  world_ok(checkpoint_gather(world_path(w, "out/step-000100"), world_path(w, "weights.h5"), false, DTYPE_F32));
+  expect_ok(checkpoint_gather(world_path(w, "out/step-000100"), world_path(w, "weights.h5"), false, DTYPE_F32));
   world_check_content(w, world_path(w, "weights.h5"), false);
-  world_refused(checkpoint_gather(world_path(w, "out/step-000100"), world_path(w, "out/step-000100/adapter.h5"), false,
-                                  DTYPE_F32),
-                STATUS_USAGE, "step directory", NULL);
+  expect_refused(checkpoint_gather(world_path(w, "out/step-000100"), world_path(w, "out/step-000100/adapter.h5"), false,
+                                   DTYPE_F32),
+                 STATUS_USAGE, "step directory", NULL);
 }
 
 static void test_moved_step(void **state) {
@@ -144,10 +144,10 @@ static void test_corrupt_step(void **state) {
   world_publish_step(w, 200, 2, 0);
   const char *shard = world_path(w, "out/step-000200/shard-00001.h5");
   world_patch(shard, world_file_size(shard) / 2, 1);
-  world_refused(checkpoint_open(world_path(w, "out/step-000200"), &checkpoint), STATUS_DATA, "shard-00001.h5",
-                "digest");
+  expect_refused(checkpoint_open(world_path(w, "out/step-000200"), &checkpoint), STATUS_DATA, "shard-00001.h5",
+                 "digest");
   assert_null(checkpoint);
-  world_ok(checkpoint_find_latest(w->output, path, sizeof path, &step));
+  expect_ok(checkpoint_find_latest(w->output, path, sizeof path, &step));
   assert_int_equal(step, 100);
 }
 
@@ -194,18 +194,19 @@ static void test_truncated(void **state) {
   world_write_whole(w, world_path(w, "adapter.h5"));
   off_t size = world_file_size(world_path(w, "adapter.h5"));
   assert_int_equal(truncate(world_path(w, "adapter.h5"), size - 1), 0);
-  world_refused(checkpoint_open(world_path(w, "adapter.h5"), &checkpoint), STATUS_DATA, "adapter.h5", "truncated");
+  expect_refused(checkpoint_open(world_path(w, "adapter.h5"), &checkpoint), STATUS_DATA, "adapter.h5", "truncated");
   assert_int_equal(truncate(world_path(w, "adapter.h5"), 4), 0);
-  world_refused(checkpoint_open(world_path(w, "adapter.h5"), &checkpoint), STATUS_DATA, "adapter.h5",
-                "not an HDF5 file");
+  expect_refused(checkpoint_open(world_path(w, "adapter.h5"), &checkpoint), STATUS_DATA, "adapter.h5",
+                 "not an HDF5 file");
   world_publish_step(w, 100, 2, 0);
   const char *shard = world_path(w, "out/step-000100/shard-00000.h5");
   assert_int_equal(truncate(shard, world_file_size(shard) - 1), 0);
-  world_refused(checkpoint_open(world_path(w, "out/step-000100"), &checkpoint), STATUS_DATA, "shard-00000.h5", "bytes");
+  expect_refused(checkpoint_open(world_path(w, "out/step-000100"), &checkpoint), STATUS_DATA, "shard-00000.h5",
+                 "bytes");
   /* The file alone, past the manifest, is no way around. */
-  world_refused(checkpoint_open(world_path(w, "out/step-000100/adapter.h5"), &checkpoint), STATUS_DATA,
-                "shard-00000.h5", "truncated");
-  world_ok(checkpoint_find_latest(w->output, path, sizeof path, &step));
+  expect_refused(checkpoint_open(world_path(w, "out/step-000100/adapter.h5"), &checkpoint), STATUS_DATA,
+                 "shard-00000.h5", "truncated");
+  expect_ok(checkpoint_find_latest(w->output, path, sizeof path, &step));
   assert_int_equal(step, -1);
 }
 
@@ -214,35 +215,35 @@ static void test_missing_shard(void **state) {
   struct checkpoint *checkpoint = NULL;
   world_publish_step(w, 100, 2, 0);
   assert_int_equal(unlink(world_path(w, "out/step-000100/shard-00001.h5")), 0);
-  world_refused(checkpoint_open(world_path(w, "out/step-000100"), &checkpoint), STATUS_DATA, "shard-00001.h5",
-                "manifest");
+  expect_refused(checkpoint_open(world_path(w, "out/step-000100"), &checkpoint), STATUS_DATA, "shard-00001.h5",
+                 "manifest");
   /* HDF5 itself would fill in zeros here. */
-  world_refused(checkpoint_open(world_path(w, "out/step-000100/adapter.h5"), &checkpoint), STATUS_DATA,
-                "shard-00001.h5", NULL);
+  expect_refused(checkpoint_open(world_path(w, "out/step-000100/adapter.h5"), &checkpoint), STATUS_DATA,
+                 "shard-00001.h5", NULL);
   /* A shard of another step, put in its place. */
   world_publish_step(w, 200, 2, 0);
   assert_int_equal(
       rename(world_path(w, "out/step-000200/shard-00001.h5"), world_path(w, "out/step-000100/shard-00001.h5")), 0);
-  world_refused(checkpoint_open(world_path(w, "out/step-000100/adapter.h5"), &checkpoint), STATUS_DATA,
-                "shard-00001.h5", "does not hold");
+  expect_refused(checkpoint_open(world_path(w, "out/step-000100/adapter.h5"), &checkpoint), STATUS_DATA,
+                 "shard-00001.h5", "does not hold");
 }
 
 static void test_latest_points_nowhere(void **state) {
   struct world *w = *state;
   char path[256];
   int64_t step = 5;
-  log_setup(1, 2, LOG_ERROR);                                            /* warnings are expected here */
-  world_ok(checkpoint_find_latest(w->output, path, sizeof path, &step)); /* no output directory at all */
+  log_setup(1, 2, LOG_ERROR);                                             /* warnings are expected here */
+  expect_ok(checkpoint_find_latest(w->output, path, sizeof path, &step)); /* no output directory at all */
   assert_int_equal(step, -1);
   world_publish_step(w, 100, 1, 0);
   FILE *latest = fopen(world_path(w, "out/latest"), "w");
   fputs("step-000900\n", latest);
   fclose(latest);
-  world_ok(checkpoint_find_latest(w->output, path, sizeof path, &step));
+  expect_ok(checkpoint_find_latest(w->output, path, sizeof path, &step));
   assert_int_equal(step, 100);
   assert_string_equal(path, world_path(w, "out/step-000100"));
   assert_int_equal(unlink(world_path(w, "out/step-000100/manifest.json")), 0);
-  world_ok(checkpoint_find_latest(w->output, path, sizeof path, &step));
+  expect_ok(checkpoint_find_latest(w->output, path, sizeof path, &step));
   assert_int_equal(step, -1);
 }
 
@@ -250,10 +251,10 @@ static void test_stale_tmp_and_prune(void **state) {
   struct world *w = *state;
   char directory[256], path[256];
   int64_t step;
-  world_ok(checkpoint_begin(w->output, 50, directory, sizeof directory));
+  expect_ok(checkpoint_begin(w->output, 50, directory, sizeof directory));
   assert_string_equal(directory, world_path(w, "out/step-000050.tmp"));
   world_write_shards(w, directory, 1); /* killed here */
-  world_ok(checkpoint_find_latest(w->output, path, sizeof path, &step));
+  expect_ok(checkpoint_find_latest(w->output, path, sizeof path, &step));
   assert_int_equal(step, -1); /* a .tmp is no step */
   for (int64_t s = 100; s <= 500; s += 100) world_publish_step(w, s, 1, 2);
   assert_int_equal(world_count_entries(w->output, ".tmp"), 0);

@@ -24,7 +24,7 @@ static void check_part(const struct checkpoint *checkpoint, const struct checkpo
   struct checkpoint_array want = world_cut(array, row, rows, col, cols), read = want;
   if (strchr(array->name, '.')) dtype = DTYPE_F32;
   read.data = malloc((size_t)(rows * cols) * sizeof(float));
-  world_ok(checkpoint_read(checkpoint, &read));
+  expect_ok(checkpoint_read(checkpoint, &read));
   for (int64_t i = 0; i < rows * cols; i++)
     if (read.data[i] != rounded(dtype, want.data[i]))
       fail_msg("%s/%s: %.9g for %.9g", array->group, array->name, (double)read.data[i], (double)want.data[i]);
@@ -34,7 +34,7 @@ static void check_part(const struct checkpoint *checkpoint, const struct checkpo
 
 static void check_content(const struct world *w, const char *path, enum dtype dtype, bool with_optimizer) {
   struct checkpoint *checkpoint = NULL;
-  world_ok(checkpoint_open(path, &checkpoint));
+  expect_ok(checkpoint_open(path, &checkpoint));
   for (int i = 0; i < N_ARRAYS; i++) {
     const struct checkpoint_array *array = &w->arrays[i];
     if (!with_optimizer && strchr(array->name, '.')) {
@@ -53,20 +53,20 @@ static void test_gather_16_bit(void **state) {
   static const enum dtype dtypes[] = {DTYPE_F16, DTYPE_BF16};
   world_publish_step(w, 100, 3, 0);
   const char *step = world_path(w, "out/step-000100");
-  world_ok(checkpoint_gather(step, world_path(w, "whole.h5"), false, DTYPE_F32));
+  expect_ok(checkpoint_gather(step, world_path(w, "whole.h5"), false, DTYPE_F32));
   off_t whole = world_file_size(world_path(w, "whole.h5"));
   for (int d = 0; d < 2; d++) {
     step = world_path(w, "out/step-000100");
     const char *path = world_path(w, "half.h5");
-    world_ok(checkpoint_gather(step, path, true, dtypes[d]));
+    expect_ok(checkpoint_gather(step, path, true, dtypes[d]));
     check_content(w, path, dtypes[d], true);
-    world_ok(checkpoint_gather(step, path, false, dtypes[d]));
+    expect_ok(checkpoint_gather(step, path, false, dtypes[d]));
     check_content(w, path, dtypes[d], false);
     assert_true(world_file_size(path) < whole / 2 + 10000); /* 12 datasets' headers do not shrink */
     /* Gathered again as it is: the same bytes. As f32: the same numbers. */
-    world_ok(checkpoint_gather(path, world_path(w, "again.h5"), false, dtypes[d]));
+    expect_ok(checkpoint_gather(path, world_path(w, "again.h5"), false, dtypes[d]));
     world_assert_same_bytes(path, world_path(w, "again.h5"));
-    world_ok(checkpoint_gather(path, world_path(w, "wide.h5"), false, DTYPE_F32));
+    expect_ok(checkpoint_gather(path, world_path(w, "wide.h5"), false, DTYPE_F32));
     check_content(w, world_path(w, "wide.h5"), dtypes[d], false);
   }
 }
@@ -77,8 +77,8 @@ static void test_adapter_set(void **state) {
   struct adapter_set set;
   struct checkpoint_header header;
   world_publish_step(w, 100, 2, 0);
-  world_ok(checkpoint_gather(world_path(w, "out/step-000100"), world_path(w, "half.h5"), false, DTYPE_BF16));
-  world_ok(adapter_set_read(world_path(w, "half.h5"), NULL, &set, &header));
+  expect_ok(checkpoint_gather(world_path(w, "out/step-000100"), world_path(w, "half.h5"), false, DTYPE_BF16));
+  expect_ok(adapter_set_read(world_path(w, "half.h5"), NULL, &set, &header));
   assert_int_equal(set.n_modules, N_MODULES);
   for (int m = 0; m < N_MODULES; m++)
     for (int64_t i = 0; i < world_ranks[m] * world_ins[m]; i++)
@@ -96,14 +96,14 @@ static void test_every_number(void **state) {
     for (uint32_t i = 0; i < 65536; i++)
       all[i] = dtypes[d] == DTYPE_F16 ? f16_to_f32((uint16_t)i) : bf16_to_f32((uint16_t)i);
     world_write_whole(w, world_path(w, "whole.h5"));
-    world_ok(checkpoint_gather(world_path(w, "whole.h5"), world_path(w, "half.h5"), false, dtypes[d]));
+    expect_ok(checkpoint_gather(world_path(w, "whole.h5"), world_path(w, "half.h5"), false, dtypes[d]));
     struct checkpoint *checkpoint = NULL;
     struct checkpoint_array part = w->arrays[8];
     part.part_rows = 1;
     part.part_cols = 65536;
     part.data = read;
-    world_ok(checkpoint_open(world_path(w, "half.h5"), &checkpoint));
-    world_ok(checkpoint_read(checkpoint, &part));
+    expect_ok(checkpoint_open(world_path(w, "half.h5"), &checkpoint));
+    expect_ok(checkpoint_read(checkpoint, &part));
     checkpoint_close(&checkpoint);
     for (int i = 0; i < 65536; i++)
       if (isnan(all[i]) ? !isnan(read[i]) : memcmp(&read[i], &all[i], sizeof all[i]) != 0)
@@ -126,10 +126,10 @@ static void test_overflow(void **state) {
   struct world *w = *state;
   w->arrays[5].data[7] = -70000; /* f16 ends at 65504 */
   world_write_whole(w, world_path(w, "whole.h5"));
-  world_refused(checkpoint_gather(world_path(w, "whole.h5"), world_path(w, "half.h5"), false, DTYPE_F16), STATUS_DATA,
-                "layers/2/o/B holds -70000", "bf16");
+  expect_refused(checkpoint_gather(world_path(w, "whole.h5"), world_path(w, "half.h5"), false, DTYPE_F16), STATUS_DATA,
+                 "layers/2/o/B holds -70000", "bf16");
   assert_int_equal(world_count_entries(w->root, "half.h5"), 0);
-  world_ok(checkpoint_gather(world_path(w, "whole.h5"), world_path(w, "half.h5"), false, DTYPE_BF16));
+  expect_ok(checkpoint_gather(world_path(w, "whole.h5"), world_path(w, "half.h5"), false, DTYPE_BF16));
 }
 
 int main(void) {

@@ -24,13 +24,13 @@ static enum status publish_changed(struct world *w,
                                    void (*change)(struct checkpoint_array parts[N_ARRAYS], int shard)) {
   char directory[256];
   w->header.step = 100;
-  world_ok(checkpoint_begin(w->output, 100, directory, sizeof directory));
+  expect_ok(checkpoint_begin(w->output, 100, directory, sizeof directory));
   for (int t = 0; t < 2; t++) {
     struct checkpoint_array parts[N_ARRAYS];
     world_shard_arrays(w, t, 2, parts);
     change(parts, t);
-    world_ok(checkpoint_write_shard(directory, t ? "shard-00001.h5" : "shard-00000.h5", &w->header, w->modules,
-                                    N_MODULES, parts, N_ARRAYS));
+    expect_ok(checkpoint_write_shard(directory, t ? "shard-00001.h5" : "shard-00000.h5", &w->header, w->modules,
+                                     N_MODULES, parts, N_ARRAYS));
     for (int i = 0; i < N_ARRAYS; i++) free(parts[i].data);
   }
   enum status status = checkpoint_publish(w->output, 100, &w->header, w->modules, N_MODULES, "", 0);
@@ -58,16 +58,16 @@ static void other_size(struct checkpoint_array parts[N_ARRAYS], int shard) {
 
 static void test_gaps_and_overlaps(void **state) {
   struct world *w = *state;
-  world_refused(publish_changed(w, make_gap), STATUS_DATA, "layers/0/q/B: 4 of 192 elements are in no shard",
-                "shard-00000.h5");
-  world_refused(publish_changed(w, make_overlap), STATUS_DATA, "layers/0/q/B", "shard-00000.h5 and shard-00001.h5");
-  world_refused(publish_changed(w, drop_part), STATUS_DATA, "layers/2/o/A", "in no shard");
-  world_refused(publish_changed(w, drop_array), STATUS_DATA, "layers/2/o/B is in none", "shard-00001.h5");
-  world_refused(publish_changed(w, other_size), STATUS_DATA, "layers/0/q/B", "disagree");
+  expect_refused(publish_changed(w, make_gap), STATUS_DATA, "layers/0/q/B: 4 of 192 elements are in no shard",
+                 "shard-00000.h5");
+  expect_refused(publish_changed(w, make_overlap), STATUS_DATA, "layers/0/q/B", "shard-00000.h5 and shard-00001.h5");
+  expect_refused(publish_changed(w, drop_part), STATUS_DATA, "layers/2/o/A", "in no shard");
+  expect_refused(publish_changed(w, drop_array), STATUS_DATA, "layers/2/o/B is in none", "shard-00001.h5");
+  expect_refused(publish_changed(w, other_size), STATUS_DATA, "layers/0/q/B", "disagree");
   char directory[256];
-  world_ok(checkpoint_begin(w->output, 100, directory, sizeof directory));
-  world_refused(checkpoint_publish(w->output, 100, &w->header, w->modules, N_MODULES, "", 0), STATUS_DATA, "no shard-",
-                NULL);
+  expect_ok(checkpoint_begin(w->output, 100, directory, sizeof directory));
+  expect_refused(checkpoint_publish(w->output, 100, &w->header, w->modules, N_MODULES, "", 0), STATUS_DATA, "no shard-",
+                 NULL);
 }
 
 /* In a child with a limit on file size every kind of writing fails cleanly. */
@@ -128,7 +128,7 @@ static void test_full_disk(void **state) {
   off_t size = world_file_size(world_path(w, "out/step-000200/shard-00000.h5"));
   for (int i = 1; i < 20; i++) assert_int_equal(write_within(w, (rlim_t)(size * i / 20)), 0);
   for (int i = 1; i < 10; i++) assert_int_equal(write_within(w, (rlim_t)(size - 1 - 600 * (i - 1))), 0);
-  world_ok(checkpoint_find_latest(w->output, path, sizeof path, &step));
+  expect_ok(checkpoint_find_latest(w->output, path, sizeof path, &step));
   assert_int_equal(step, 200);
   world_check_content(w, path, true);
 }
@@ -179,7 +179,7 @@ static void put_dataset(hid_t file, enum hostile what, int64_t rows, int64_t col
 }
 
 static void make_hostile(struct world *w, const char *path, enum hostile what) {
-  world_ok(checkpoint_write_file(path, &w->header, w->modules, 1, NULL, w->arrays, 2));
+  expect_ok(checkpoint_write_file(path, &w->header, w->modules, 1, NULL, w->arrays, 2));
   hid_t access = H5Pcreate(H5P_FILE_ACCESS);
   H5Pset_libver_bounds(access, H5F_LIBVER_LATEST, H5F_LIBVER_LATEST);
   hid_t file = H5Fopen(path, H5F_ACC_RDWR, access);
@@ -234,7 +234,7 @@ static void test_hostile(void **state) {
     const char *path = world_path(w, "hostile.h5");
     struct checkpoint *checkpoint = NULL;
     make_hostile(w, path, cases[i].what);
-    world_refused(checkpoint_open(path, &checkpoint), STATUS_DATA, "hostile.h5", cases[i].word);
+    expect_refused(checkpoint_open(path, &checkpoint), STATUS_DATA, "hostile.h5", cases[i].word);
     assert_null(checkpoint);
   }
 }
@@ -258,7 +258,7 @@ static void test_checksums(void **state) {
   struct world *w = *state;
   static const char *const files[] = {"out/step-000100/shard-00000.h5", "adapter.h5"};
   world_publish_step(w, 100, 1, 0);
-  world_ok(checkpoint_gather(world_path(w, "out/step-000100"), world_path(w, "adapter.h5"), true, DTYPE_F32));
+  expect_ok(checkpoint_gather(world_path(w, "out/step-000100"), world_path(w, "adapter.h5"), true, DTYPE_F32));
   for (int i = 0; i < 2; i++) {
     int n = 0;
     hid_t file = H5Fopen(world_path(w, files[i]), H5F_ACC_RDONLY, H5P_DEFAULT);
@@ -297,14 +297,14 @@ static void test_links(void **state) {
                {"out/latest.tmp", "../other/keep"}};
   world_publish_step(w, 50, 1, 0);
   assert_int_equal(mkdir(world_path(w, "other"), 0777), 0);
-  world_ok(durable_write(world_path(w, "other/keep"), "x", 1));
+  expect_ok(durable_write(world_path(w, "other/keep"), "x", 1));
   for (size_t i = 0; i < sizeof links / sizeof links[0]; i++) make_link(links[i].to, world_path(w, links[i].name));
   world_publish_step(w, 100, 1, 0);
   make_link("../other", world_path(w, "out/step-000060")); /* pruned */
   make_link("../other/keep", world_path(w, "out/latest"));
   make_link("other/keep", world_path(w, "gathered.h5.tmp"));
   world_publish_step(w, 200, 1, 1);
-  world_ok(checkpoint_gather(world_path(w, "out/step-000200"), world_path(w, "gathered.h5"), false, DTYPE_F32));
+  expect_ok(checkpoint_gather(world_path(w, "out/step-000200"), world_path(w, "gathered.h5"), false, DTYPE_F32));
   assert_int_equal(world_file_size(world_path(w, "other/keep")), 1);
   assert_int_equal(world_count_entries(w->output, "step-"), 1);
   size_t size;
@@ -316,25 +316,25 @@ static void test_links(void **state) {
 static void test_wrong_requests(void **state) {
   struct world *w = *state;
   struct checkpoint *checkpoint = NULL;
-  world_refused(checkpoint_open(world_path(w, "nothing.h5"), &checkpoint), STATUS_USAGE, "nothing.h5", "no such");
+  expect_refused(checkpoint_open(world_path(w, "nothing.h5"), &checkpoint), STATUS_USAGE, "nothing.h5", "no such");
   world_write_whole(w, world_path(w, "adapter.h5"));
-  world_ok(checkpoint_open(world_path(w, "adapter.h5"), &checkpoint));
+  expect_ok(checkpoint_open(world_path(w, "adapter.h5"), &checkpoint));
   struct checkpoint_array array = w->arrays[0];
   array.rows = array.part_rows = 5;
-  world_refused(checkpoint_read(checkpoint, &array), STATUS_DATA, "layers/0/q/A is [4, 32], not [5, 32]", NULL);
+  expect_refused(checkpoint_read(checkpoint, &array), STATUS_DATA, "layers/0/q/A is [4, 32], not [5, 32]", NULL);
   array = w->arrays[0];
   array.col = 1;
-  world_refused(checkpoint_read(checkpoint, &array), STATUS_USAGE, "outside", NULL);
+  expect_refused(checkpoint_read(checkpoint, &array), STATUS_USAGE, "outside", NULL);
   strcpy(array.name, "C");
-  world_refused(checkpoint_read(checkpoint, &array), STATUS_DATA, "layers/0/q/C", NULL);
+  expect_refused(checkpoint_read(checkpoint, &array), STATUS_DATA, "layers/0/q/C", NULL);
   checkpoint_close(&checkpoint);
   array = w->arrays[0];
   array.part_cols = 31;
-  world_refused(checkpoint_write_file(world_path(w, "x.h5"), &w->header, w->modules, N_MODULES, "", &array, 1),
-                STATUS_USAGE, "not whole", NULL);
+  expect_refused(checkpoint_write_file(world_path(w, "x.h5"), &w->header, w->modules, N_MODULES, "", &array, 1),
+                 STATUS_USAGE, "not whole", NULL);
   struct checkpoint_header other = w->header;
   other.step = 1;
-  world_refused(checkpoint_publish(w->output, 100, &other, w->modules, N_MODULES, "", 0), STATUS_USAGE, "step", NULL);
+  expect_refused(checkpoint_publish(w->output, 100, &other, w->modules, N_MODULES, "", 0), STATUS_USAGE, "step", NULL);
 }
 
 int main(void) {

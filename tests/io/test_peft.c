@@ -21,33 +21,10 @@
 #include "io/log.h"
 #include "io/peft.h"
 #include "io/safetensors.h"
+#include "scratch.h"
 
 static const char *const cases[] = {"gpt2", "llama", "neox"};
 #define N_CASES 3
-
-static char root[64];
-
-static int setup(void **state) {
-  (void)state;
-  strcpy(root, "/tmp/test_peft_XXXXXX");
-  return mkdtemp(root) ? 0 : -1;
-}
-
-static int teardown(void **state) {
-  (void)state;
-  char command[128];
-  snprintf(command, sizeof command, "rm -rf %s", root);
-  return system(command);
-}
-
-static void ok(enum status status) {
-  if (status != STATUS_OK) fail_msg("%s", status_message());
-}
-
-static void refused(enum status status, enum status expected, const char *word) {
-  assert_int_equal(status, expected);
-  if (!strstr(status_message(), word)) fail_msg("message lacks \"%s\": %s", word, status_message());
-}
 
 static const char *fixture(const char *name, const char *file) {
   static char paths[4][256];
@@ -61,7 +38,7 @@ static const char *at_root(const char *name) {
   static char paths[4][256];
   static int next;
   char *path = paths[next++ % 4];
-  snprintf(path, sizeof paths[0], "%s/%s", root, name);
+  snprintf(path, sizeof paths[0], "%s/%s", scratch_root, name);
   return path;
 }
 
@@ -76,7 +53,7 @@ static struct model_facts facts_of(const char *name) {
   struct model_facts facts;
   json_t *config = load(fixture(name, "config.json"));
   char *text = json_dumps(config, 0);
-  ok(model_facts_parse(text, strlen(text), name, &facts));
+  expect_ok(model_facts_parse(text, strlen(text), name, &facts));
   free(text);
   json_decref(config);
   return facts;
@@ -117,14 +94,14 @@ static void dense_change(const struct adapter_set *set, const struct model_facts
  * few roundings; 2e-6 is what is allowed, one wrong row or scale is 1e-1. */
 static void check_changes(const char *name, const struct adapter_set *set, const struct model_facts *facts) {
   struct safetensors *file = NULL;
-  ok(safetensors_open(fixture(name, "delta.safetensors"), &file));
+  expect_ok(safetensors_open(fixture(name, "delta.safetensors"), &file));
   assert_true(file->n_tensors > 0);
   for (int64_t t = 0; t < file->n_tensors; t++) {
     const struct safetensors_tensor *tensor = &file->tensors[t];
     int64_t rows = tensor->shape[0], cols = tensor->shape[1];
     float *expected = malloc(tensor->bytes);
     double *change = malloc((size_t)(rows * cols) * sizeof *change), largest = 0;
-    ok(safetensors_read(file, tensor, 0, tensor->bytes, expected));
+    expect_ok(safetensors_read(file, tensor, 0, tensor->bytes, expected));
     dense_change(set, facts, tensor->name, rows, cols, change);
     for (int64_t i = 0; i < rows * cols; i++) largest = fmax(largest, fabs((double)expected[i]));
     for (int64_t i = 0; i < rows * cols; i++)
@@ -143,7 +120,7 @@ static void test_reads_peft(void **state) {
   for (int c = 0; c < N_CASES; c++) {
     struct model_facts facts = facts_of(cases[c]);
     struct adapter_set set;
-    ok(peft_read(fixture(cases[c], NULL), &facts, &set));
+    expect_ok(peft_read(fixture(cases[c], NULL), &facts, &set));
     check_changes(cases[c], &set, &facts);
     json_t *expected = load(fixture(cases[c], "expected.json"));
     json_t *modules = json_object_get(expected, "modules");
@@ -169,14 +146,14 @@ static void test_read_any(void **state) {
   struct adapter_set set;
   struct checkpoint_header header = {.step = 9};
   assert_true(peft_is_folder(fixture("llama", NULL)));
-  assert_false(peft_is_folder(root));
+  assert_false(peft_is_folder(scratch_root));
   assert_false(peft_is_folder(fixture("llama", "config.json")));
-  ok(adapter_set_read(fixture("llama", NULL), &facts, &set, &header));
+  expect_ok(adapter_set_read(fixture("llama", NULL), &facts, &set, &header));
   assert_int_equal(set.n_modules, 14);
   assert_int_equal(header.step, 0);
   adapter_set_free(&set);
-  refused(adapter_set_read(fixture("llama", NULL), NULL, &set, NULL), STATUS_USAGE, "base");
-  refused(adapter_set_read(root, &facts, &set, NULL), STATUS_USAGE, "whole step");
+  expect_refused(adapter_set_read(fixture("llama", NULL), NULL, &set, NULL), STATUS_USAGE, "base", NULL);
+  expect_refused(adapter_set_read(scratch_root, &facts, &set, NULL), STATUS_USAGE, "whole step", NULL);
 }
 
 /* --- writing --- */
@@ -190,7 +167,7 @@ static void check_keys(const char *name, const char *folder, int64_t r) {
   char path[300];
   const char *key;
   snprintf(path, sizeof path, "%s/adapter_model.safetensors", folder);
-  ok(safetensors_open(path, &file));
+  expect_ok(safetensors_open(path, &file));
   assert_int_equal(file->n_tensors, json_object_size(uniform));
   json_object_foreach(uniform, key, shape) {
     const struct safetensors_tensor *tensor = safetensors_find(file, key);
@@ -225,8 +202,8 @@ static void test_round_trip(void **state) {
     struct model_facts facts = facts_of(cases[c]);
     struct adapter_set set, back;
     const char *folder = at_root(cases[c]);
-    ok(peft_read(fixture(cases[c], NULL), &facts, &set));
-    ok(peft_write(folder, &set, &facts, "some/base"));
+    expect_ok(peft_read(fixture(cases[c], NULL), &facts, &set));
+    expect_ok(peft_write(folder, &set, &facts, "some/base"));
     int64_t r = largest_rank(&set, strcmp(cases[c], "llama") != 0);
     check_keys(cases[c], folder, r);
     char path[300];
@@ -240,7 +217,7 @@ static void test_round_trip(void **state) {
     assert_string_equal(json_string_value(json_object_get(config, "base_model_name_or_path")), "some/base");
     double scale = json_number_value(json_object_get(config, "lora_alpha")) / (double)r;
     json_decref(config);
-    ok(peft_read(folder, &facts, &back));
+    expect_ok(peft_read(folder, &facts, &back));
     for (int m = 0; m < back.n_modules; m++) assert_true(fabs(back.modules[m].scale - scale) < 1e-12);
     check_changes(cases[c], &back, &facts);
     adapter_set_free(&set);
@@ -284,7 +261,7 @@ static void test_fused_separate(void **state) {
       add_module(&set, layer, MODULE_V, 16, 16, 4, 32);
     }
     const char *folder = at_root("separate");
-    ok(peft_write(folder, &set, &facts, NULL));
+    expect_ok(peft_write(folder, &set, &facts, NULL));
     char path[300];
     snprintf(path, sizeof path, "%s/adapter_config.json", folder);
     json_t *config = load(path), *targets = json_object_get(config, "target_modules");
@@ -294,7 +271,7 @@ static void test_fused_separate(void **state) {
     assert_int_equal(json_array_size(targets), 1);
     assert_string_equal(json_string_value(json_array_get(targets, 0)), c ? "query_key_value" : "c_attn");
     json_decref(config);
-    ok(peft_read(folder, &facts, &back));
+    expect_ok(peft_read(folder, &facts, &back));
     assert_int_equal(back.n_modules, 4);
     for (int m = 0; m < 4; m++) {
       const struct adapter_module *a = &set.modules[m], *b = &back.modules[m];
@@ -325,8 +302,8 @@ static void test_every_module_alone(void **state) {
         if (m == MODULE_K || m == MODULE_V) out = facts.n_kv_heads * facts.head_dim;
         for (int layer = part; layer < facts.n_layers; layer++)
           add_module(&set, layer, (enum module)m, in, out, 2 + layer, 3 + layer);
-        ok(peft_write(at_root("alone"), &set, &facts, ""));
-        ok(peft_read(at_root("alone"), &facts, &back));
+        expect_ok(peft_write(at_root("alone"), &set, &facts, ""));
+        expect_ok(peft_read(at_root("alone"), &facts, &back));
         assert_int_equal(back.n_modules, set.n_modules);
         for (int i = 0; i < set.n_modules; i++) {
           double *wanted = malloc((size_t)(3 * in * out) * sizeof *wanted);
@@ -399,7 +376,8 @@ static void test_refuses_configurations(void **state) {
   for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
     struct model_facts facts = facts_of(rows[i].name);
     struct adapter_set set;
-    refused(peft_read(changed(rows[i].name, rows[i].field, rows[i].value), &facts, &set), STATUS_DATA, rows[i].word);
+    expect_refused(peft_read(changed(rows[i].name, rows[i].field, rows[i].value), &facts, &set), STATUS_DATA,
+                   rows[i].word, NULL);
     assert_null(set.modules);
   }
 }
@@ -421,7 +399,7 @@ static void test_accepts_configurations(void **state) {
   for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
     struct model_facts facts = facts_of(rows[i].name);
     struct adapter_set set;
-    ok(peft_read(changed(rows[i].name, rows[i].field, rows[i].value), &facts, &set));
+    expect_ok(peft_read(changed(rows[i].name, rows[i].field, rows[i].value), &facts, &set));
     check_changes(rows[i].name, &set, &facts);
     adapter_set_free(&set);
   }
@@ -435,7 +413,7 @@ static void rename_tensors(const char *folder, void (*change)(const char *name, 
   struct safetensors_writer *writer = NULL;
   int64_t n = 0, kept[64];
   snprintf(path, sizeof path, "%s/adapter_model.safetensors", folder);
-  ok(safetensors_open(path, &file));
+  expect_ok(safetensors_open(path, &file));
   for (int64_t i = 0; i < file->n_tensors; i++) {
     const struct safetensors_tensor *tensor = &file->tensors[i];
     change(tensor->name, renamed[n]);
@@ -445,15 +423,15 @@ static void rename_tensors(const char *folder, void (*change)(const char *name, 
         .name = renamed[n], .dtype = tensor->dtype, .n_dims = 2, .shape = {tensor->shape[0], tensor->shape[1]}};
     n++;
   }
-  ok(safetensors_writer_create(path, entries, n, &writer));
+  expect_ok(safetensors_writer_create(path, entries, n, &writer));
   for (int64_t i = 0; i < n; i++) {
     const struct safetensors_tensor *tensor = &file->tensors[kept[i]];
     void *data = malloc(tensor->bytes);
-    ok(safetensors_read(file, tensor, 0, tensor->bytes, data));
-    ok(safetensors_writer_append(writer, data, tensor->bytes));
+    expect_ok(safetensors_read(file, tensor, 0, tensor->bytes, data));
+    expect_ok(safetensors_writer_append(writer, data, tensor->bytes));
     free(data);
   }
-  ok(safetensors_writer_finish(&writer));
+  expect_ok(safetensors_writer_finish(&writer));
   safetensors_close(&file);
 }
 
@@ -511,9 +489,9 @@ static void test_names_of_tensors(void **state) {
     const char *folder = changed("gpt2", "revision", "null");
     rename_tensors(folder, rows[i].change);
     if (rows[i].word) {
-      refused(peft_read(folder, &facts, &set), STATUS_DATA, rows[i].word);
+      expect_refused(peft_read(folder, &facts, &set), STATUS_DATA, rows[i].word, NULL);
     } else {
-      ok(peft_read(folder, &facts, &set));
+      expect_ok(peft_read(folder, &facts, &set));
       check_changes("gpt2", &set, &facts);
       adapter_set_free(&set);
     }
@@ -527,38 +505,38 @@ static void test_refuses_pickle_and_misfits(void **state) {
   const char *folder = changed("gpt2", "revision", "null");
   char from[300], to[300];
   other.d_ffn = 128;
-  refused(peft_read(folder, &other, &set), STATUS_DATA, "mlp.c_fc.lora_B.weight");
+  expect_refused(peft_read(folder, &other, &set), STATUS_DATA, "mlp.c_fc.lora_B.weight", NULL);
   other.n_layers = 1;
-  refused(peft_read(folder, &other, &set), STATUS_DATA, "transformer.h.1");
+  expect_refused(peft_read(folder, &other, &set), STATUS_DATA, "transformer.h.1", NULL);
   snprintf(from, sizeof from, "%s/adapter_model.safetensors", folder);
   snprintf(to, sizeof to, "%s/adapter_model.bin", folder);
   assert_int_equal(rename(from, to), 0);
   assert_true(peft_is_folder(folder));
-  refused(peft_read(folder, &facts, &set), STATUS_DATA, "pickle");
+  expect_refused(peft_read(folder, &facts, &set), STATUS_DATA, "pickle", NULL);
   struct adapter_set wrong = {0};
-  refused(peft_write(at_root("wrong"), &wrong, &facts, ""), STATUS_USAGE, "no module");
+  expect_refused(peft_write(at_root("wrong"), &wrong, &facts, ""), STATUS_USAGE, "no module", NULL);
   add_module(&wrong, 0, MODULE_GATE, 16, 64, 2, 2);
-  refused(peft_write(at_root("wrong"), &wrong, &facts, ""), STATUS_USAGE, "no such module");
+  expect_refused(peft_write(at_root("wrong"), &wrong, &facts, ""), STATUS_USAGE, "no such module", NULL);
   wrong.modules[0].module = MODULE_O;
-  refused(peft_write(at_root("wrong"), &wrong, &facts, ""), STATUS_USAGE, "layers/0/o [16 -> 64]");
+  expect_refused(peft_write(at_root("wrong"), &wrong, &facts, ""), STATUS_USAGE, "layers/0/o [16 -> 64]", NULL);
   free(wrong.modules[0].A);
   wrong.modules[0].A = NULL;
-  refused(peft_write(at_root("wrong"), &wrong, &facts, ""), STATUS_USAGE, "no factors");
+  expect_refused(peft_write(at_root("wrong"), &wrong, &facts, ""), STATUS_USAGE, "no factors", NULL);
   assert_int_not_equal(access(at_root("wrong"), F_OK), 0);
   adapter_set_free(&wrong);
 }
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test_setup_teardown(test_reads_peft, setup, teardown),
-      cmocka_unit_test_setup_teardown(test_read_any, setup, teardown),
-      cmocka_unit_test_setup_teardown(test_round_trip, setup, teardown),
-      cmocka_unit_test_setup_teardown(test_fused_separate, setup, teardown),
-      cmocka_unit_test_setup_teardown(test_every_module_alone, setup, teardown),
-      cmocka_unit_test_setup_teardown(test_refuses_configurations, setup, teardown),
-      cmocka_unit_test_setup_teardown(test_accepts_configurations, setup, teardown),
-      cmocka_unit_test_setup_teardown(test_names_of_tensors, setup, teardown),
-      cmocka_unit_test_setup_teardown(test_refuses_pickle_and_misfits, setup, teardown),
+      cmocka_unit_test_setup_teardown(test_reads_peft, scratch_setup, scratch_teardown),
+      cmocka_unit_test_setup_teardown(test_read_any, scratch_setup, scratch_teardown),
+      cmocka_unit_test_setup_teardown(test_round_trip, scratch_setup, scratch_teardown),
+      cmocka_unit_test_setup_teardown(test_fused_separate, scratch_setup, scratch_teardown),
+      cmocka_unit_test_setup_teardown(test_every_module_alone, scratch_setup, scratch_teardown),
+      cmocka_unit_test_setup_teardown(test_refuses_configurations, scratch_setup, scratch_teardown),
+      cmocka_unit_test_setup_teardown(test_accepts_configurations, scratch_setup, scratch_teardown),
+      cmocka_unit_test_setup_teardown(test_names_of_tensors, scratch_setup, scratch_teardown),
+      cmocka_unit_test_setup_teardown(test_refuses_pickle_and_misfits, scratch_setup, scratch_teardown),
   };
   log_setup(0, 1, LOG_WARN);
   return cmocka_run_group_tests(tests, NULL, NULL);

@@ -20,25 +20,7 @@
 #include "io/log.h"
 #include "io/peft.h"
 #include "io/safetensors.h"
-
-static char root[64];
-
-static int setup(void **state) {
-  (void)state;
-  strcpy(root, "/tmp/test_peft_keys_XXXXXX");
-  return mkdtemp(root) ? 0 : -1;
-}
-
-static int teardown(void **state) {
-  (void)state;
-  char command[128];
-  snprintf(command, sizeof command, "rm -rf %s", root);
-  return system(command);
-}
-
-static void ok(enum status status) {
-  if (status != STATUS_OK) fail_msg("%s", status_message());
-}
+#include "scratch.h"
 
 /* Sizes of a whole linear, by its meaning. */
 static void linear_size(const struct model_facts *f, int module, int64_t *in, int64_t *out) {
@@ -94,8 +76,8 @@ static void check_keys(const char *name, const json_t *golden, const struct mode
   const char *key;
   int64_t n = 0;
   assert_true(json_object_size(wanted) > 0);
-  snprintf(path, sizeof path, "%s/adapter_model.safetensors", root);
-  ok(safetensors_open(path, &file));
+  snprintf(path, sizeof path, "%s/adapter_model.safetensors", scratch_root);
+  expect_ok(safetensors_open(path, &file));
   json_object_foreach(wanted, key, shape) {
     const struct safetensors_tensor *tensor = safetensors_find(file, key);
     if (!tensor) fail_msg("%s: the export lacks %s", name, key);
@@ -123,9 +105,9 @@ static void test_keys_are_pefts(void **state) {
     assert_non_null(golden);
     const char *name = json_string_value(json_object_get(golden, "case"));
     snprintf(config, sizeof config, "%s/tests/golden/%s/config.json", SOURCE_DIR, name);
-    ok(model_facts_read(config, 1 << 20, &facts));
+    expect_ok(model_facts_read(config, 1 << 20, &facts));
     make_set(golden, &facts, &set);
-    ok(peft_write(root, &set, &facts, ""));
+    expect_ok(peft_write(scratch_root, &set, &facts, ""));
     check_keys(name, golden, &facts);
     adapter_set_free(&set);
     json_decref(golden);
@@ -135,7 +117,7 @@ static void test_keys_are_pefts(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test_setup_teardown(test_keys_are_pefts, setup, teardown),
+      cmocka_unit_test_setup_teardown(test_keys_are_pefts, scratch_setup, scratch_teardown),
   };
   log_setup(0, 1, LOG_WARN);
   return cmocka_run_group_tests(tests, NULL, NULL);

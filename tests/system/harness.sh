@@ -65,6 +65,16 @@ refused() {
   [ -z "${VERBOSE-}" ] || echo "$wanted $line"
 }
 
+# eventually SECONDS COMMAND...: true once the command is.
+eventually() {
+  local ends=$((SECONDS + $1))
+  shift
+  until "$@" 2>/dev/null; do
+    [ $SECONDS -le $ends ] || return 1
+    sleep 0.01
+  done
+}
+
 # le VALUE BYTES: a number, little-endian.
 le() {
   local i

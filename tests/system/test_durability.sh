@@ -31,15 +31,6 @@ start() {
 finishes() { # PATTERN ARGUMENTS...: a run to its end
   works "$1" train job.yaml ${layout[@]+"${layout[@]}"} "${@:2}"
 }
-# eventually SECONDS COMMAND...: true once the command is.
-eventually() {
-  local ends=$((SECONDS + $1))
-  shift
-  until "$@" 2>/dev/null; do
-    [ $SECONDS -le $ends ] || return 1
-    sleep 0.01
-  done
-}
 # ended SECONDS: the job ends within them; its exit code goes to $code.
 ended() {
   checks=$((checks + 1))

@@ -12,15 +12,6 @@ train: {steps: 6, global_batch: 2, micro_batch: 1, lr: 1e-3, schedule: constant}
 checkpoint: {every: 2}
 output: $work/run
 EOT
-# eventually SECONDS COMMAND...: true once the command is.
-eventually() {
-  local ends=$((SECONDS + $1))
-  shift
-  until "$@" 2>/dev/null; do
-    [ $SECONDS -le $ends ] || return 1
-    sleep 0.02
-  done
-}
 says() { grep -Eq -- "$2" "$1"; }
 
 # --- one job to an output ---
